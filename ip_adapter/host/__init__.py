@@ -1,0 +1,1 @@
+"""The only rooms that import ComfyUI: folders, memory, encoding, patching."""

@@ -1,0 +1,91 @@
+"""Adapters in the host's memory: loaded once, counted, offloaded and freed like its own models."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import comfy.model_management
+import comfy.ops
+import torch
+from torch import Tensor
+
+from ..adapter import IPAdapter
+from ..checkpoint import describe, fingerprint, load_adapter
+from ..errors import IncompatibleModelError
+from ..projections import Ops
+from ..spec import AdapterSpec
+from .features import ManagedPatcher
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedAdapter:
+    """What travels on an IPADAPTER socket.
+
+    Attributes:
+        module: The weights, built of the host's casting layers.
+        patcher: The host's manager of these weights. The host finds it under this name.
+        fingerprint: Identifies the projection, hence the prompts it can be used with.
+        label: The file and the kind in words.
+        unconditional: Tokens of "no image" per image encoder, ``[1, T, D]``; they are constant.
+    """
+
+    module: IPAdapter
+    patcher: Any
+    fingerprint: str
+    label: str
+    unconditional: WeakKeyDictionary[Any, Tensor] = field(default_factory=WeakKeyDictionary)
+
+    @property
+    def spec(self) -> AdapterSpec:
+        """What the checkpoint holds."""
+        return self.module.spec
+
+    def __deepcopy__(self, memo: object) -> LoadedAdapter:
+        return self
+
+    def load(self, memory: int = 0) -> torch.device:
+        """Have the host put the weights where it computes, and say where that is.
+
+        Args:
+            memory: Bytes needed for the computation that follows.
+        """
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
+        return cast(torch.device, self.patcher.load_device)
+
+
+def load(path: Path) -> LoadedAdapter:
+    """Read an adapter file into the host's memory management.
+
+    Raises:
+        CheckpointError: See `checkpoint.load_adapter`.
+        IncompatibleModelError: See `checkpoint.load_adapter`.
+    """
+    module = load_adapter(path, cast(Ops, comfy.ops.manual_cast)).eval()
+    patcher = ManagedPatcher(
+        module,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+    label = describe(module.spec, path)
+    log.info("IP-Adapter: loaded %s", label)
+    return LoadedAdapter(module, patcher, fingerprint(module), label)
+
+
+def require(value: object) -> LoadedAdapter:
+    """Return the value of an IPADAPTER socket, or say what is connected instead.
+
+    Raises:
+        IncompatibleModelError: Another pack's object came in on a socket of the same name.
+    """
+    if isinstance(value, LoadedAdapter):
+        return value
+    raise IncompatibleModelError(
+        f"The ip_adapter input got a {type(value).__module__}.{type(value).__qualname__}, which "
+        "another pack made. Connect the output of Load IP-Adapter."
+    )

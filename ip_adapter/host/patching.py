@@ -1,0 +1,251 @@
+"""Patching a MODEL: clones only, immutable entries, one stateless slot per attention layer.
+
+A patched MODEL carries a tuple of `Entry` in its options and a `Slot` where the host looks for a
+cross-attention replacement. Two wrappers do the rest: one opens and closes a `Run` around each
+sampling, the other hands each forward pass its branches. Nothing is ever changed in place, so a
+MODEL that was cloned from, or queued before, cannot see what was applied after.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.ldm.modules.attention as host_attention
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from .. import masks
+from ..errors import IncompatibleModelError, InfluenceError
+from ..layers import Address
+from ..prompt import ImagePrompt
+from . import unet
+from .adapters import LoadedAdapter
+from .run import Entry, LiveLayers, PromptCond, Run
+
+log = logging.getLogger(__name__)
+
+KEY = "image_prompts"
+"""Under this name our entries, wrappers and conditions travel through the host."""
+
+COMPILE_KEY = "torch.compile"
+"""Under this name the host wraps a MODEL that its compile node made."""
+
+LIVE = "image_prompts.live"
+"""Under this name a forward pass finds its branches in the transformer options."""
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """What the host calls instead of a layer's text attention.
+
+    Attributes:
+        address: Which layer it stands in.
+        wrapped: The replacement that another pack had put there, or None.
+    """
+
+    address: Address
+    wrapped: Any = None
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        """Text attention, then every image prompt that is live in this layer.
+
+        Args:
+            q: ``[B, L, C]``.
+            k: ``[B, 77, C]`` or longer, the text's keys.
+            v: Like `k`.
+            extra_options: What the host says of this call.
+        """
+        live: LiveLayers = extra_options.get(LIVE, {})
+        if self.wrapped is None:
+            out = host_attention.optimized_attention(
+                q,
+                k,
+                v,
+                extra_options["n_heads"],
+                attn_precision=extra_options.get("attn_precision"),
+                transformer_options=extra_options,
+            )
+        else:
+            # Without our branches: the wrapped patch may itself have wrapped another of our slots.
+            rest = {name: value for name, value in extra_options.items() if name != LIVE}
+            out = self.wrapped(q, k, v, rest)
+        for branch in live.get(self.address, ()):
+            out = branch.add(out, q, extra_options)
+        return out  # type: ignore[no-any-return]
+
+    def __deepcopy__(self, memo: object) -> Slot:
+        return self
+
+    def to(self, device_or_dtype: object) -> Slot:
+        """Pass the host's request on to the wrapped patch; a slot holds nothing to move."""
+        if hasattr(self.wrapped, "to"):
+            moved = self.wrapped.to(device_or_dtype)
+            return self if moved is self.wrapped else Slot(self.address, moved)
+        return self
+
+    def models(self) -> list[Any]:
+        """Models the host must load for a wrapped patch; ours are needed before sampling only."""
+        return list(self.wrapped.models()) if hasattr(self.wrapped, "models") else []
+
+    def cleanup(self) -> None:
+        """Pass the end of a run on to the wrapped patch; the run itself drops what it held."""
+        if hasattr(self.wrapped, "cleanup"):
+            self.wrapped.cleanup()
+
+
+def apply(
+    model: Any,
+    adapter: LoadedAdapter,
+    prompt: ImagePrompt,
+    *,
+    weight: float = 1.0,
+    start: float = 0.0,
+    end: float = 1.0,
+    mask: Tensor | None = None,
+) -> tuple[Any, str]:
+    """Add an image prompt to a clone of a MODEL.
+
+    Args:
+        model: The host's MODEL; it is not changed.
+        adapter: Whose keys and values to use.
+        prompt: Encoded with this adapter.
+        weight: The paper's lambda; 0 is the base model, bit for bit.
+        start: Fraction of the schedule at which it begins to act, 0..1.
+        end: Fraction at which it stops, ``start`` to 1.
+        mask: ``[H, W]`` or ``[M, H, W]`` in image space: where it acts.
+
+    Returns:
+        The clone, and a line that says what was patched.
+
+    Raises:
+        IncompatibleModelError: Model, adapter and prompt do not belong together.
+        ImageError: See `masks.check`.
+        InfluenceError: The window is not within 0..1, or ends before it starts.
+    """
+    if prompt.adapter != adapter.fingerprint:
+        raise IncompatibleModelError(
+            f"The image prompt was encoded with {prompt.label}, but is applied with "
+            f"{adapter.label}. Connect the same adapter to Encode and Apply, or encode again."
+        )
+    if not 0 <= start <= end <= 1:
+        raise InfluenceError(
+            f"The step window is {start} to {end}; needed is 0 <= start_at <= end_at <= 1, as "
+            "fractions of the schedule."
+        )
+    layers = unet.match(adapter.spec, model, adapter.label)
+    checked = None if mask is None else masks.check(mask)
+    entry = Entry(adapter, prompt, float(weight), float(start), float(end), checked)
+
+    patched = model.clone()
+    options = patched.model_options["transformer_options"]
+    entries = (*options.get(KEY, ()), entry)
+    patched.model_options["transformer_options"] = {**options, KEY: entries}
+    installed = options.get("patches_replace", {}).get("attn2", {})
+    for address in layers:
+        previous = installed.get(address, installed.get(address[:2]))
+        if not isinstance(previous, Slot):
+            patched.set_model_attn2_replace(Slot(address, previous), *address)
+    for kind, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, sampling_run),
+        (WrappersMP.APPLY_MODEL, forward_pass),
+    ):
+        if not patched.get_wrappers(kind, KEY):
+            patched.add_wrapper_with_key(kind, KEY, wrapper)
+    slots = patched.model_options["transformer_options"]["patches_replace"]["attn2"]
+    reached = sum(isinstance(slots[address], Slot) for address in layers)
+    report = (
+        f"{reached} of {len(layers)} layers, {prompt.tokens} tokens, weight {weight:g}"
+        + (f", steps {start:.0%} to {end:.0%}" if (start, end) != (0, 1) else "")
+        + (", masked" if mask is not None else "")
+        + (f"; image prompt {len(entries)} on this model" if len(entries) > 1 else "")
+    )
+    log.info("IP-Adapter: %s applied to %s", adapter.label, report)
+    return patched, report
+
+
+def sampling_run(
+    executor: Any,
+    noise: Tensor,
+    latent_image: Tensor,
+    sampler: Any,
+    sigmas: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Host wrapper around one sampling: open a run, hang it on every conditioning, close it."""
+    guider = executor.class_obj
+    options = guider.model_options["transformer_options"]
+    _bypass_compile(options)
+    entries: tuple[Entry, ...] = options.get(KEY, ())
+    patcher = guider.model_patcher
+    layers = {layer.address: layer for layer in unet.cross_attention_layers(patcher)}
+    run = Run(
+        entries,
+        layers,
+        patcher.get_model_object("model_sampling"),
+        _inference_dtype(patcher.model),
+        (noise.shape[-2], noise.shape[-1]),
+    )
+    run.warn_of_idle_entries(sigmas)
+    frames = torch.arange(noise.shape[0])
+    for role, conds in guider.conds.items():
+        for cond in conds:
+            is_positive = cond.get("prompt_type", role) == "positive"
+            # A new dictionary: the host shares the old one between runs.
+            cond["model_conds"] = {
+                **cond.get("model_conds", {}),
+                KEY: PromptCond(run, frames, is_positive),
+            }
+    try:
+        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    finally:
+        # A guider object may outlive an interrupted run; the run's tensors must not.
+        for conds in guider.conds.values():
+            for cond in conds:
+                cond["model_conds"] = {
+                    name: value for name, value in cond["model_conds"].items() if name != KEY
+                }
+
+
+def forward_pass(
+    executor: Any,
+    x: Tensor,
+    t: Tensor,
+    c_concat: Any = None,
+    c_crossattn: Any = None,
+    control: Any = None,
+    transformer_options: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Host wrapper around one forward pass: turn its rows into the branches of every layer."""
+    options = dict(transformer_options or {})
+    carried = kwargs.pop(KEY, None)
+    if carried is None:
+        log.warning("IP-Adapter: a forward pass outside the sampler gets no image prompt")
+    else:
+        run, chunks = carried
+        options[LIVE] = run.live(chunks, t, x.device)
+    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+def _bypass_compile(options: dict[str, Any]) -> None:
+    """Run without the host's torch.compile for this sampling; the MODEL stays compiled.
+
+    The host's compile node drops every guard on the transformer options (and does not say so in
+    what it leaves on the MODEL), so a graph that was compiled without, or with other, image prompts
+    would be used again and silently ignore ours. The options are the guider's copy for one run.
+    """
+    wrappers = options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
+    if wrappers.pop(COMPILE_KEY, None) is not None:
+        log.warning(
+            "IP-Adapter: torch.compile does not notice image prompts; this model runs without it "
+            "while one is applied"
+        )
+
+
+def _inference_dtype(base: Any) -> torch.dtype:
+    dtype = base.manual_cast_dtype if getattr(base, "manual_cast_dtype", None) else base.get_dtype()
+    return dtype  # type: ignore[no-any-return]

@@ -1,0 +1,145 @@
+"""Image prompts: the tokens that stand for one or several reference images.
+
+A prompt belongs to the projection that made its tokens. It carries that projection's fingerprint,
+so a saved prompt can be checked against the adapter it is used with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import CheckpointError, IncompatibleModelError
+
+FORMAT = "ip_adapter.image_prompt"
+VERSION = "1"
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePrompt:
+    """What the image branch attends to.
+
+    Attributes:
+        conditional: ``[1, T, D]``, the tokens of the reference images.
+        unconditional: ``[1, T, D]``, the tokens of "no image": the projection of the zero image
+            embedding, as classifier-free guidance saw it in training (eq. 7).
+        adapter: Fingerprint of the projection that made them.
+        label: The adapter in words, for messages.
+    """
+
+    conditional: Tensor
+    unconditional: Tensor
+    adapter: str
+    label: str
+
+    @property
+    def tokens(self) -> int:
+        """The number T of image tokens."""
+        return self.conditional.shape[1]
+
+    def __deepcopy__(self, memo: object) -> ImagePrompt:
+        return self
+
+
+def from_tokens(
+    conditional: Tensor, unconditional: Tensor, adapter: str, label: str
+) -> ImagePrompt:
+    """Make one prompt of the tokens of N references.
+
+    The references' tokens stand side by side, so that one softmax runs over all of them. The
+    unconditional tokens are repeated to match; repeating every token of a set does not change
+    what attention over it returns.
+
+    Args:
+        conditional: ``[N, T, D]``.
+        unconditional: ``[1, T, D]``.
+        adapter: Fingerprint of the projection.
+        label: The adapter in words.
+    """
+    count = conditional.shape[0]
+    return ImagePrompt(
+        conditional=conditional.flatten(0, 1)[None],  # [1, N*T, D]
+        unconditional=unconditional.repeat(1, count, 1),
+        adapter=adapter,
+        label=label,
+    )
+
+
+def join(prompts: Sequence[ImagePrompt]) -> ImagePrompt:
+    """Put the tokens of several prompts side by side, as if encoded together.
+
+    Raises:
+        IncompatibleModelError: The prompts come from different adapters.
+    """
+    first = prompts[0]
+    for other in prompts[1:]:
+        if other.adapter != first.adapter:
+            raise IncompatibleModelError(
+                f"Image prompts of two adapters cannot be joined: {first.label} and {other.label}. "
+                "Encode both with the same adapter, or apply each with its own adapter in a chain."
+            )
+    return ImagePrompt(
+        conditional=torch.cat([p.conditional for p in prompts], dim=1),
+        unconditional=torch.cat([p.unconditional for p in prompts], dim=1),
+        adapter=first.adapter,
+        label=first.label,
+    )
+
+
+def save(prompt: ImagePrompt, path: Path) -> None:
+    """Write a prompt as .safetensors; `load` returns the same numbers."""
+    save_file(
+        {
+            "conditional": prompt.conditional.contiguous().cpu(),
+            "unconditional": prompt.unconditional.contiguous().cpu(),
+        },
+        path,
+        metadata={
+            "format": FORMAT,
+            "version": VERSION,
+            "adapter": prompt.adapter,
+            "label": prompt.label,
+        },
+    )
+
+
+def load(path: Path) -> ImagePrompt:
+    """Read a prompt that `save` wrote.
+
+    Raises:
+        CheckpointError: The file is not a saved image prompt, or is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"'{path.name}' cannot be read as an image prompt: {error}. Needed is a .safetensors "
+            "file written by Save Image Prompt; the file may be incomplete, save it again."
+        ) from error
+    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+        raise CheckpointError(
+            f"'{path.name}' is not a saved image prompt: its format is "
+            f"{metadata.get('format', 'unnamed')!r} version {metadata.get('version', 'none')!r}, "
+            f"needed is {FORMAT!r} version {VERSION!r}. Choose a file written by Save Image Prompt."
+        )
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    shape = shapes.get("conditional", ())
+    if len(shape) != 3 or shape[0] != 1 or shapes.get("unconditional") != shape:
+        raise CheckpointError(
+            f"'{path.name}' holds {shapes}; needed are 'conditional' and 'unconditional' of the "
+            "same shape [1, tokens, width]. Save the image prompt again."
+        )
+    return ImagePrompt(
+        tensors["conditional"],
+        tensors["unconditional"],
+        metadata.get("adapter", ""),
+        metadata.get("label", "unknown"),
+    )

@@ -1,0 +1,100 @@
+"""The interface that saved workflows rely on."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.host
+
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+INTERFACE = {
+    "ImagePromptLoadAdapter": (["adapter_name"], ["ip_adapter"]),
+    "ImagePromptLoadOpenCLIP": (["encoder_name"], ["clip_vision"]),
+    "ImagePromptEncode": (["ip_adapter", "clip_vision", "image", "fit"], ["image_prompt"]),
+    "ImagePromptJoin": (["first", "second"], ["image_prompt"]),
+    "ImagePromptApply": (
+        ["model", "ip_adapter", "image_prompt", "weight", "start_at", "end_at", "mask"],
+        ["model"],
+    ),
+    "ImagePromptSave": (["image_prompt", "filename_prefix"], []),
+    "ImagePromptLoad": (["prompt_name"], ["image_prompt"]),
+}
+"""Ids, inputs and outputs are permanent; a change here breaks saved workflows."""
+
+
+@pytest.fixture(params=INTERFACE)
+def node(request: pytest.FixtureRequest, host: Any) -> Any:
+    return host.node(request.param)
+
+
+def test_the_pack_offers_these_nodes(host: Any) -> None:
+    ours = {cls.define_schema().node_id for cls in host.library("nodes").NODES}
+    assert ours == set(INTERFACE)
+    assert ours <= set(host.nodes.NODE_CLASS_MAPPINGS)
+
+
+def test_interface_is_as_published(node: Any) -> None:
+    schema = node.define_schema()
+    inputs, outputs = INTERFACE[schema.node_id]
+    assert [one.id for one in schema.inputs] == inputs
+    assert [one.display_name for one in schema.outputs] == outputs
+
+
+def test_inputs_are_the_parameters_of_execute(node: Any) -> None:
+    schema = node.define_schema()
+    parameters = inspect.signature(node.execute).parameters
+    assert [one.id for one in schema.inputs] == list(parameters)
+    for one in schema.inputs:
+        has_default = parameters[one.id].default is not inspect.Parameter.empty
+        assert has_default == bool(one.optional)
+
+
+def test_everything_is_explained(node: Any) -> None:
+    schema = node.define_schema()
+    assert schema.display_name and schema.description and schema.category == "IP-Adapter"
+    for one in (*schema.inputs, *schema.outputs):
+        assert one.tooltip, one.id
+    assert getattr(schema, "search_aliases", ["old host"])
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_name_existing_nodes_inputs_and_options(host: Any, path: Path) -> None:
+    api = json.loads((path.parent / "api" / path.name).read_text())
+    used = {node["class_type"] for node in api.values()} & set(INTERFACE)
+    assert "ImagePromptApply" in used
+    for node in api.values():
+        if node["class_type"] not in INTERFACE:
+            continue
+        schema = host.node(node["class_type"]).define_schema()
+        known = {one.id: one for one in schema.inputs}
+        assert set(node["inputs"]) <= set(known)
+        for one in schema.inputs:
+            assert one.optional or one.id in node["inputs"]
+        if "fit" in node["inputs"]:
+            assert node["inputs"]["fit"] in known["fit"].options
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_every_model_file_of_a_workflow_has_a_download(path: Path) -> None:
+    """The front end offers missing models by name, address and folder."""
+    folder_of = {
+        "CheckpointLoaderSimple": "checkpoints",
+        "CLIPVisionLoader": "clip_vision",
+        "ControlNetLoader": "controlnet",
+        "ImagePromptLoadAdapter": "ipadapter",
+    }
+    loaders = [n for n in json.loads(path.read_text())["nodes"] if n["type"] in folder_of]
+    assert loaders
+    for loader in loaders:
+        (model,) = loader["properties"]["models"]
+        assert model["name"] == loader["widgets_values"][0]
+        assert model["directory"] == folder_of[loader["type"]]
+        assert model["url"].startswith("https://huggingface.co/")
+        assert model["url"].split("?")[0].endswith((".safetensors", ".pth"))

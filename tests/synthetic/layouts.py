@@ -1,0 +1,203 @@
+"""Which tensors the published files of the Stable Diffusion 1.5 family hold: key -> shape.
+
+Each function walks a network in the order of its paper and writes down the names that the released
+checkpoints use. Nothing here holds numbers: `models.py` fills the tables with random ones.
+
+Sources: Stable Diffusion v1 (`v1-inference.yaml`), ControlNet 1.1 (`cldm_v15.yaml`), T2I-Adapter,
+TAESD, CLIP ViT-L/14 text and OpenCLIP ViT-H/14 image towers as Hugging Face names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+Shape = tuple[int, ...]
+Layout = dict[str, Shape]
+
+TEXT_WIDTH = 768
+"""Width of the CLIP ViT-L/14 text states that cross-attention reads."""
+
+MULTIPLIERS = (1, 2, 4, 4)
+"""Width of each SD 1.5 resolution level, as a multiple of the first."""
+
+
+def _layer(name: str, out: int, *inner: int, bias: bool = True) -> Layout:
+    layout: Layout = {f"{name}.weight": (out, *inner)}
+    return layout | {f"{name}.bias": (out,)} if bias else layout
+
+
+def _residual(name: str, width_in: int, width: int, time_width: int) -> Layout:
+    layout = (
+        _layer(f"{name}.in_layers.0", width_in)
+        | _layer(f"{name}.in_layers.2", width, width_in, 3, 3)
+        | _layer(f"{name}.emb_layers.1", width, time_width)
+        | _layer(f"{name}.out_layers.0", width)
+        | _layer(f"{name}.out_layers.3", width, width, 3, 3)
+    )
+    if width_in != width:
+        layout |= _layer(f"{name}.skip_connection", width, width_in, 1, 1)
+    return layout
+
+
+def _attention(name: str, width: int, context: int) -> Layout:
+    return (
+        _layer(f"{name}.to_q", width, width, bias=False)
+        | _layer(f"{name}.to_k", width, context, bias=False)
+        | _layer(f"{name}.to_v", width, context, bias=False)
+        | _layer(f"{name}.to_out.0", width, width)
+    )
+
+
+def _transformer(name: str, width: int) -> Layout:
+    block = f"{name}.transformer_blocks.0"
+    return (
+        _layer(f"{name}.norm", width)
+        | _layer(f"{name}.proj_in", width, width, 1, 1)
+        | _attention(f"{block}.attn1", width, width)
+        | _layer(f"{block}.ff.net.0.proj", 8 * width, width)
+        | _layer(f"{block}.ff.net.2", width, 4 * width)
+        | _attention(f"{block}.attn2", width, TEXT_WIDTH)
+        | _layer(f"{block}.norm1", width)
+        | _layer(f"{block}.norm2", width)
+        | _layer(f"{block}.norm3", width)
+        | _layer(f"{name}.proj_out", width, width, 1, 1)
+    )
+
+
+def _input_blocks(channels: int, latent_channels: int) -> Iterator[tuple[Layout, int]]:
+    """The twelve blocks of the way down, each with its width."""
+    yield _layer("input_blocks.0.0", channels, latent_channels, 3, 3), channels
+    width, number = channels, 1
+    for level, multiplier in enumerate(MULTIPLIERS):
+        for _ in range(2):
+            name = f"input_blocks.{number}"
+            layout = _residual(f"{name}.0", width, channels * multiplier, 4 * channels)
+            width = channels * multiplier
+            if level < 3:
+                layout |= _transformer(f"{name}.1", width)
+            yield layout, width
+            number += 1
+        if level < 3:
+            yield _layer(f"input_blocks.{number}.0.op", width, width, 3, 3), width
+            number += 1
+
+
+def _time_and_middle(channels: int) -> Layout:
+    time_width, width = 4 * channels, channels * MULTIPLIERS[-1]
+    return (
+        _layer("time_embed.0", time_width, channels)
+        | _layer("time_embed.2", time_width, time_width)
+        | _residual("middle_block.0", width, width, time_width)
+        | _transformer("middle_block.1", width)
+        | _residual("middle_block.2", width, width, time_width)
+    )
+
+
+def unet(channels: int, latent_channels: int = 4) -> Layout:
+    """The SD 1.5 UNet: sixteen cross-attention layers.
+
+    Args:
+        channels: Width of the first level (320 in the released files).
+        latent_channels: 4, or 9 for the inpainting UNet (latent, mask, masked image).
+    """
+    layout = _time_and_middle(channels)
+    skips: list[int] = []
+    for block, width in _input_blocks(channels, latent_channels):
+        layout |= block
+        skips.append(width)
+    width = skips[-1]
+    for number in range(12):
+        level = 3 - number // 3
+        name = f"output_blocks.{number}"
+        layout |= _residual(
+            f"{name}.0", width + skips.pop(), channels * MULTIPLIERS[level], 4 * channels
+        )
+        width = channels * MULTIPLIERS[level]
+        if level < 3:
+            layout |= _transformer(f"{name}.1", width)
+        if level > 0 and number % 3 == 2:
+            layout |= _layer(f"{name}.{1 if level == 3 else 2}.conv", width, width, 3, 3)
+    return layout | _layer("out.0", channels) | _layer("out.2", 4, channels, 3, 3)
+
+
+def controlnet(channels: int) -> Layout:
+    """A ControlNet 1.1: the UNet's way down, a hint encoder and the "zero convolutions"."""
+    layout = _time_and_middle(channels)
+    for number, (block, width) in enumerate(_input_blocks(channels, 4)):
+        layout |= block | _layer(f"zero_convs.{number}.0", width, width, 1, 1)
+    hint = (3, 16, 16, 32, 32, 96, 96, 256, channels)
+    for step, (width_in, width) in enumerate(pairwise(hint)):
+        layout |= _layer(f"input_hint_block.{2 * step}", width, width_in, 3, 3)
+    middle = channels * MULTIPLIERS[-1]
+    return layout | _layer("middle_block_out.0", middle, middle, 1, 1)
+
+
+def t2i_adapter(channels: int) -> Layout:
+    """A "full" T2I-Adapter: the 8x unshuffled picture through two residual blocks per level."""
+    layout = _layer("conv_in", channels, 3 * 64, 3, 3)
+    width_in = channels
+    for number in range(8):
+        width = channels * MULTIPLIERS[number // 2]
+        if width != width_in:
+            layout |= _layer(f"body.{number}.in_conv", width, width_in, 1, 1)
+        layout |= _layer(f"body.{number}.block1", width, width, 3, 3)
+        layout |= _layer(f"body.{number}.block2", width, width, 1, 1)
+        width_in = width
+    return layout
+
+
+def tiny_autoencoder() -> Layout:
+    """TAESD under the names that single-file checkpoints give it."""
+
+    def block(name: str) -> Layout:
+        steps = [_layer(f"{name}.conv.{step}", 64, 64, 3, 3) for step in (0, 2, 4)]
+        return steps[0] | steps[1] | steps[2]
+
+    layout: Layout = {"vae_scale": (), "vae_shift": ()}
+    layout |= _layer("taesd_encoder.0", 64, 3, 3, 3) | _layer("taesd_encoder.14", 4, 64, 3, 3)
+    layout |= _layer("taesd_decoder.1", 64, 4, 3, 3) | _layer("taesd_decoder.19", 3, 64, 3, 3)
+    for number in (2, 6, 10):
+        layout |= _layer(f"taesd_encoder.{number}", 64, 64, 3, 3, bias=False)
+    for number in (7, 12, 17):
+        layout |= _layer(f"taesd_decoder.{number}", 64, 64, 3, 3, bias=False)
+    for number in (1, 3, 4, 5, 7, 8, 9, 11, 12, 13):
+        layout |= block(f"taesd_encoder.{number}")
+    for number in (3, 4, 5, 8, 9, 10, 13, 14, 15, 18):
+        layout |= block(f"taesd_decoder.{number}")
+    return layout
+
+
+def _clip_layers(prefix: str, depth: int, width: int) -> Layout:
+    layout: Layout = {}
+    for number in range(depth):
+        name = f"{prefix}.encoder.layers.{number}"
+        for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            layout |= _layer(f"{name}.self_attn.{projection}", width, width)
+        layout |= _layer(f"{name}.mlp.fc1", 4 * width, width)
+        layout |= _layer(f"{name}.mlp.fc2", width, 4 * width)
+        layout |= _layer(f"{name}.layer_norm1", width) | _layer(f"{name}.layer_norm2", width)
+    return layout
+
+
+def clip_text() -> Layout:
+    """The text tower of CLIP ViT-L/14 in full size; the host reads no other from a checkpoint."""
+    return {
+        "text_model.embeddings.token_embedding.weight": (49408, TEXT_WIDTH),
+        "text_model.embeddings.position_embedding.weight": (77, TEXT_WIDTH),
+        **_clip_layers("text_model", 12, TEXT_WIDTH),
+        **_layer("text_model.final_layer_norm", TEXT_WIDTH),
+    }
+
+
+def clip_vision_h(depth: int = 32, width: int = 1280, projection: int = 1024) -> Layout:
+    """The image tower of OpenCLIP ViT-H/14 in Hugging Face naming."""
+    return {
+        "vision_model.embeddings.class_embedding": (width,),
+        "vision_model.embeddings.patch_embedding.weight": (width, 3, 14, 14),
+        "vision_model.embeddings.position_embedding.weight": (257, width),
+        **_layer("vision_model.pre_layrnorm", width),
+        **_clip_layers("vision_model", depth, width),
+        **_layer("vision_model.post_layernorm", width),
+        "visual_projection.weight": (projection, width),
+    }

@@ -1,0 +1,95 @@
+"""Rules about the package itself: who imports whom, what it exports, what it never does."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tomllib
+
+import ip_adapter
+from tests.conftest import ROOT
+
+LIBRARY = ROOT / "ip_adapter"
+ROOMS = [
+    {"errors", "layers"},
+    {"spec"},
+    {"attention", "images", "masks", "projections"},
+    {"adapter", "detection", "openclip", "prompt"},
+    {"checkpoint"},
+]
+"""A file imports from its own row's predecessors only; `host` sits above all of them."""
+
+FILES = sorted(LIBRARY.glob("*.py"))
+HOST_FILES = sorted((LIBRARY / "host").glob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Every import of a file as (level of relativity, module)."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((0, name.name) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.module is None:
+                yield from ((node.level, name.name) for name in node.names)
+            else:
+                yield node.level, node.module
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_library_imports_downwards_and_never_the_host(path: Path) -> None:
+    row_of = {name: row for row, names in enumerate(ROOMS) for name in names}
+    for level, module in imports(path):
+        top = module.split(".")[0]
+        assert not top.startswith(("comfy", "folder_paths", "server", "nodes", "ip_adapter"))
+        if level and path.stem != "__init__":
+            assert row_of[top] < row_of[path.stem], f"{path.stem} imports {top}"
+
+
+def test_every_library_file_has_its_row() -> None:
+    assert {path.stem for path in FILES} - {"__init__"} == set().union(*ROOMS)
+
+
+@pytest.mark.parametrize("path", [*FILES, *HOST_FILES, ROOT / "nodes.py"], ids=lambda p: p.stem)
+def test_files_are_short_documented_and_quiet(path: Path) -> None:
+    source = path.read_text()
+    tree = ast.parse(source)
+    assert ast.get_docstring(tree), "no module docstring"
+    assert len(source.splitlines()) <= 450
+    calls = [n.func for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    assert not any(isinstance(call, ast.Name) and call.id == "print" for call in calls)
+    if path.parent == LIBRARY:
+        assert not re.search(r"no_grad|inference_mode|\.cuda\(", source)
+
+
+def test_importing_the_pack_imports_nothing_heavy() -> None:
+    loaded = {module for _, module in imports(ROOT / "__init__.py") if module != "nodes"}
+    assert loaded == {"__future__", "typing"}
+
+
+def test_public_names_are_sorted_and_exist() -> None:
+    assert list(ip_adapter.__all__) == sorted(ip_adapter.__all__)
+    assert all(hasattr(ip_adapter, name) for name in ip_adapter.__all__)
+
+
+def test_errors_are_named_by_where_they_are_exported() -> None:
+    for name in ip_adapter.__all__:
+        value = getattr(ip_adapter, name)
+        if isinstance(value, type) and issubclass(value, Exception):
+            assert value.__module__ == "ip_adapter"
+
+
+def test_version_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == ip_adapter.__version__
+    assert f"## [{ip_adapter.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_requirements_and_project_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    listed = sorted(line for line in lines if line and not line.startswith("#"))
+    assert listed == sorted(project["dependencies"])

@@ -1,0 +1,98 @@
+"""The paper's equation against a reference written out from the formula."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ip_adapter.attention import decoupled_attention, image_attention, merge_heads, split_heads
+from tests.tolerance import assert_close
+
+HEADS, DIM = 2, 5
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def formula(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(d)) V, head by head, row by row, in float64."""
+    out = torch.zeros_like(query, dtype=torch.float64)
+    for row in range(query.shape[0]):
+        for head in range(HEADS):
+            cut = slice(head * DIM, (head + 1) * DIM)
+            q, k, v = (t[row, :, cut].double() for t in (query, key, value))
+            out[row, :, cut] = (q @ k.T / math.sqrt(DIM)).softmax(dim=-1) @ v
+    return out
+
+
+def test_image_attention_is_the_formula() -> None:
+    query, key, value = draw(3, 7, 10, seed=1), draw(3, 4, 10, seed=2), draw(3, 4, 10, seed=3)
+    found = image_attention(query, split_heads(key, HEADS), split_heads(value, HEADS))
+    assert_close(found, formula(query, key, value).float())
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0, -0.3])
+def test_decoupled_attention_adds_the_weighted_image_branch(weight: float) -> None:
+    text, query = draw(2, 7, 10, seed=4), draw(2, 7, 10, seed=1)
+    key, value = draw(2, 4, 10, seed=2), draw(2, 4, 10, seed=3)
+    found = decoupled_attention(
+        text, query, split_heads(key, HEADS), split_heads(value, HEADS), weight
+    )
+    assert_close(found, (text + weight * formula(query, key, value)).float())
+
+
+def test_rows_that_share_a_prompt_share_its_keys() -> None:
+    """Folding the batch into the query length equals repeating keys and values."""
+    query = draw(6, 7, 10, seed=1)
+    key, value = draw(2, 4, 10, seed=2), draw(2, 4, 10, seed=3)
+    found = image_attention(query, split_heads(key, HEADS), split_heads(value, HEADS))
+    repeated = formula(query, key.repeat_interleave(3, 0), value.repeat_interleave(3, 0))
+    assert_close(found, repeated.float())
+
+
+def test_repeated_tokens_do_not_change_the_result() -> None:
+    """Why unconditional tokens may be repeated to the length of several references."""
+    query, key, value = draw(1, 7, 10, seed=1), draw(1, 4, 10, seed=2), draw(1, 4, 10, seed=3)
+    once, thrice = (
+        image_attention(query, *(split_heads(t.repeat(1, n, 1), HEADS) for t in (key, value)))
+        for n in (1, 3)
+    )
+    assert_close(thrice, once)
+
+
+def test_weight_may_differ_by_place() -> None:
+    text, query = draw(1, 6, 10, seed=4), draw(1, 6, 10, seed=1)
+    key, value = (split_heads(draw(1, 4, 10, seed=s), HEADS) for s in (2, 3))
+    where = torch.tensor([0, 0, 0, 1, 1, 1.0]).view(1, 6, 1)
+    found = decoupled_attention(text, query, key, value, where)
+    assert torch.equal(found[:, :3], text[:, :3])
+    assert torch.equal(found[:, 3:], decoupled_attention(text, query, key, value, 1.0)[:, 3:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_querys_dtype_wins(dtype: torch.dtype) -> None:
+    query = draw(1, 7, 10, seed=1)
+    key, value = draw(1, 4, 10, seed=2), draw(1, 4, 10, seed=3)
+    found = image_attention(
+        query.to(dtype), split_heads(key, HEADS), split_heads(value, HEADS).double()
+    )
+    assert found.dtype == dtype
+    assert_close(found, formula(query, key, value).to(dtype))
+
+
+def test_asked_for_precision_is_used() -> None:
+    query = draw(1, 7, 10, seed=1).half()
+    key, value = (split_heads(draw(1, 4, 10, seed=s), HEADS) for s in (2, 3))
+    found = image_attention(query, key, value, precision=torch.float32)
+    exact = image_attention(query.float(), key, value)
+    assert found.dtype == torch.float16
+    assert torch.equal(found, exact.half())
+
+
+def test_heads_split_and_merge() -> None:
+    x = draw(2, 7, 10, seed=1)
+    assert torch.equal(merge_heads(split_heads(x, HEADS)), x)
