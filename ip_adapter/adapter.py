@@ -11,14 +11,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .layers import CrossAttentionLayer
-from .projections import Ops, build_projection
+from .projections import Features, Ops, build_projection, project
 from .spec import AdapterSpec
 
 
@@ -58,26 +58,34 @@ class IPAdapter(nn.Module):
             }
         )
 
-    def image_tokens(self, features: Tensor) -> Tensor:
-        """Project image features to image tokens.
+    def image_tokens(self, features: Features) -> Tensor:
+        """Project features to image tokens.
 
         Args:
-            features: ``[N, E]`` or ``[N, P, E]``, as `AdapterSpec.projection` needs.
+            features: What `AdapterSpec.projection` reads.
 
         Returns:
             ``[N, T, D]``.
-        """
-        return cast(Tensor, self.image_proj(features))
 
-    def keys_values(self, tokens: Tensor) -> Iterator[tuple[CrossAttentionLayer, Tensor, Tensor]]:
-        """Compute the image's keys and values for every layer, in checkpoint order.
+        Raises:
+            IncompatibleModelError: Something that the projection reads was not given.
+        """
+        return project(self.image_proj, self.spec.projection, features)
+
+    def keys_values(
+        self, tokens: Tensor, indices: Container[int] | None = None
+    ) -> Iterator[tuple[CrossAttentionLayer, Tensor, Tensor]]:
+        """Compute the image's keys and values for each layer, in checkpoint order.
 
         Args:
             tokens: ``[N, T, D]``.
+            indices: Numbers of the layers to compute; all of them unless given.
 
         Yields:
             The layer, its keys ``[N, T, C]`` and its values ``[N, T, C]``.
         """
         for layer in self.spec.family.layers:
+            if indices is not None and layer.index not in indices:
+                continue
             pair = cast(ImageKeyValue, self.ip_adapter[str(layer.index)])
             yield layer, pair.to_k_ip(tokens), pair.to_v_ip(tokens)

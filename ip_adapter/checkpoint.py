@@ -1,7 +1,8 @@
 """Weights files: the only reader of adapters.
 
 Files are told apart by their first bytes, never by their name: a .safetensors saved as .bin loads,
-an HTML page saved as .bin is named as such. Pickles are read weights-only.
+an HTML page saved as .bin is named as such. Pickles are read weights-only. Training dumps, also
+whole folders of them, are read as the adapter they hold (`names`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import logging
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from . import detection
+from . import detection, lora, names
 from .adapter import IPAdapter
+from .detection import AUTOMATIC, Clues
 from .errors import CheckpointError
 from .projections import Ops
 from .spec import AdapterSpec
@@ -31,6 +35,95 @@ Tensors = dict[str, Tensor]
 
 _HEADER_LIMIT = 100_000_000  # bytes; the safetensors library refuses longer headers
 _AGAIN = "Delete it and download it again."
+_PIECE = 1 << 24  # bytes read at a time for a digest
+_DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """An adapter's file, read and identified, not yet built.
+
+    Attributes:
+        path: The file, or the folder of a training dump.
+        spec: What it holds.
+        tensors: Its tensors under published flat keys; mapped where the file can be.
+        metadata: Of a safetensors file.
+    """
+
+    path: Path
+    spec: AdapterSpec
+    tensors: Tensors
+    metadata: Mapping[str, str]
+
+    def build(self, ops: Ops = nn) -> IPAdapter:
+        """Build the adapter, whose parameters are the file's tensors in the file's dtype.
+
+        Raises:
+            CheckpointError: Tensors are missing or have another shape.
+        """
+        # Asked of torch's own layers: the host's have no parameters before loading in Dynamic VRAM.
+        plain = IPAdapter(self.spec, nn, device="meta").state_dict()
+        needed = {key: tuple(tensor.shape) for key, tensor in plain.items()}
+        detection.check_tensors(_shapes(self.tensors), needed, self.path.name)
+        unused = sorted(k for k in self.tensors if k not in needed and not lora.is_lora(k))
+        if unused:
+            log.warning(
+                "'%s': %d tensors are not used, such as %s", self.path.name, len(unused), unused[0]
+            )
+        # Cloned when a tensor is a view into something larger, else the surplus stays in memory.
+        kept = {key: _compact(self.tensors[key]) for key in needed}
+        adapter = IPAdapter(self.spec, ops, device="meta")
+        adapter.load_state_dict(kept, strict=True, assign=True)
+        return adapter.requires_grad_(False)
+
+    def lora(self) -> Tensors:
+        """The LoRA inside the file under kohya's names; empty where there is none."""
+        return lora.to_kohya(self.tensors, self.spec.family)
+
+    def describe(self) -> str:
+        """One line that names the file and what it holds."""
+        return f"{self.path.name} ({self.spec.describe()})"
+
+
+def read(
+    path: Path, variant: str = AUTOMATIC, sha256: Callable[[], str] | None = None
+) -> Checkpoint:
+    """Read an adapter from any published container or training dump, whatever it is called.
+
+    Args:
+        path: The file, or the folder of a training dump.
+        variant: Which of the published adapters it is, where tensors leave a choice.
+        sha256: Gives the file's digest; computed when needed unless given.
+
+    Raises:
+        CheckpointError: See `read_tensors` and `detection.identify`.
+        IncompatibleModelError: The adapter is for an unsupported base model, or not that variant.
+    """
+    if path.is_dir():
+        tensors: Tensors = {}
+        for file in names.dump_files(path):
+            tensors |= read_tensors(file)
+        return _identified(path, tensors, {}, Clues(variant=variant))
+    metadata = read_metadata(path)
+    clues = Clues(metadata=metadata, sha256=sha256 or partial(digest, path), variant=variant)
+    return _identified(path, read_tensors(path), metadata, clues)
+
+
+def peek(path: Path, sha256: Callable[[], str] | None = None) -> AdapterSpec:
+    """Say what a file holds without reading the weights of a safetensors file.
+
+    Raises:
+        CheckpointError: See `read`.
+        IncompatibleModelError: See `read`.
+    """
+    metadata = read_metadata(path)
+    clues = Clues(metadata=metadata, sha256=sha256)
+    return _identified(path, read_shapes(path), metadata, clues).spec
+
+
+def load_adapter(path: Path, ops: Ops = nn) -> IPAdapter:
+    """Read and build an adapter; see `read` and `Checkpoint.build`."""
+    return read(path).build(ops)
 
 
 def read_tensors(path: Path) -> Tensors:
@@ -41,70 +134,99 @@ def read_tensors(path: Path) -> Tensors:
     Raises:
         CheckpointError: The file is no weights file, is damaged, or wants to run code.
     """
-    with path.open("rb") as file:
-        head = file.read(512)
-    size = path.stat().st_size
+    head = _head(path)
     if _is_safetensors(head):
-        return _read_safetensors(path, head, size)
+        return _read_safetensors(path)
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
         return _read_pickle(path, is_zip=head[:1] == b"P")
+    size = path.stat().st_size
     raise CheckpointError(f"'{path.name}' is not a weights file: it is {_what(head, size)}")
 
 
-def load_adapter(path: Path, ops: Ops = nn) -> IPAdapter:
-    """Read an adapter from any published container, whatever the file is called.
-
-    Its parameters keep the file's dtype and, for safetensors, stay mapped.
+def read_shapes(path: Path) -> Tensors:
+    """Read a file's keys, shapes and dtypes, as tensors without storage.
 
     Raises:
-        CheckpointError: See `read_tensors` and `detection.identify`.
-        IncompatibleModelError: The adapter is for an unsupported base model.
+        CheckpointError: See `read_tensors`.
     """
-    tensors = _canonical(read_tensors(path))
-    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    spec = detection.identify(shapes, path.name)
-    # Asked of torch's own layers: the host's have no parameters before loading in Dynamic VRAM.
-    plain = IPAdapter(spec, nn, device="meta").state_dict()
-    needed = {key: tuple(tensor.shape) for key, tensor in plain.items()}
-    detection.check_tensors(shapes, needed, path.name)
-    unused = sorted(set(tensors) - set(needed))
-    if unused:
-        log.warning("'%s': %d tensors are not used, such as %s", path.name, len(unused), unused[0])
-    # Cloned when a tensor is a view into something larger, else the surplus would stay in memory.
-    kept = {key: _compact(tensors[key]) for key in needed}
-    adapter = IPAdapter(spec, ops, device="meta")
-    adapter.load_state_dict(kept, strict=True, assign=True)
-    return adapter.requires_grad_(False)
+    if not _is_safetensors(_head(path)):
+        return {key: tensor.to("meta") for key, tensor in read_tensors(path).items()}
+    try:
+        # Mapped: no weights are read, and the empty tensors keep nothing of the file.
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key).to("meta") for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; empty for other files and damaged ones."""
+    if not _is_safetensors(_head(path)):
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            found.update(piece)
+    return found.hexdigest()
 
 
 def fingerprint(adapter: IPAdapter) -> str:
     """Identify a projection by content: SHA-256 over its tensors, whatever the container was."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for key, tensor in sorted(adapter.image_proj.state_dict().items()):
-        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        found.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
-def describe(spec: AdapterSpec, path: Path) -> str:
-    """One line that names a loaded adapter."""
-    return f"{path.name} ({spec.describe()})"
+def _identified(
+    path: Path, tensors: Tensors, metadata: Mapping[str, str], clues: Clues
+) -> Checkpoint:
+    detection.refuse_other_adapters(tensors, path.name)
+    tensors = names.canonical(tensors, path.name)
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    clues = replace(clues, dtype=_DTYPES.get(dtypes.pop(), "") if len(dtypes) == 1 else "mixed")
+    spec = detection.identify(_shapes(tensors), path.name, clues)
+    return Checkpoint(path, spec, tensors, metadata)
+
+
+def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(512)
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    header = struct.unpack("<Q", _head(path)[:8])[0]
+    return CheckpointError(
+        f"'{path.name}' is a damaged safetensors file ({error}; {path.stat().st_size} bytes on "
+        f"disk, of which {header + 8} are its header). A download that stopped early looks like "
+        f"this. {_AGAIN}"
+    )
 
 
 def _is_safetensors(head: bytes) -> bool:
     return len(head) > 8 and struct.unpack("<Q", head[:8])[0] < _HEADER_LIMIT and head[8:9] == b"{"
 
 
-def _read_safetensors(path: Path, head: bytes, size: int) -> Tensors:
+def _read_safetensors(path: Path) -> Tensors:
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        header = struct.unpack("<Q", head[:8])[0]
-        raise CheckpointError(
-            f"'{path.name}' is a damaged safetensors file ({error}; {size} bytes on disk, of which "
-            f"{header + 8} are its header). A download that stopped early looks like this. {_AGAIN}"
-        ) from error
+        raise _damaged(path, error) from error
 
 
 def _read_pickle(path: Path, *, is_zip: bool) -> Tensors:
@@ -136,17 +258,6 @@ def _flatten(value: Any, prefix: str) -> Tensors:
         for key, inner in value.items():
             out.update(_flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
     return out
-
-
-def _canonical(tensors: Tensors) -> Tensors:
-    """Drop wrappers that training scripts leave around the published keys."""
-    wrappers = ("state_dict.", "module.", "model.")
-    while any(part in key for key in tensors for part in (".image_proj.", ".ip_adapter.")):
-        wrapper = next((w for w in wrappers if all(key.startswith(w) for key in tensors)), None)
-        if wrapper is None:
-            break
-        tensors = {key.removeprefix(wrapper): tensor for key, tensor in tensors.items()}
-    return tensors
 
 
 def _compact(tensor: Tensor) -> Tensor:

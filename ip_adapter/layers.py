@@ -47,58 +47,78 @@ class Family:
     layers: tuple[CrossAttentionLayer, ...]
 
 
-def _table(rows: list[tuple[Block, int, str]]) -> tuple[CrossAttentionLayer, ...]:
+def _table(rows: list[tuple[Block, int, str, int]]) -> tuple[CrossAttentionLayer, ...]:
+    """Number the layers of some blocks, each given with its count of transformer blocks."""
+    places = [
+        ((block, number, depth), f"{path}.transformer_blocks.{depth}")
+        for block, number, path, count in rows
+        for depth in range(count)
+    ]
     return tuple(
-        CrossAttentionLayer(2 * position + 1, (block, number, 0), f"{path}.transformer_blocks.0")
-        for position, (block, number, path) in enumerate(rows)
+        CrossAttentionLayer(2 * position + 1, address, path)
+        for position, (address, path) in enumerate(places)
     )
 
 
-SD15 = Family(
-    name="SD 1.5",
-    context_width=768,
-    layers=_table(
-        [
-            ("input", 1, "down_blocks.0.attentions.0"),
-            ("input", 2, "down_blocks.0.attentions.1"),
-            ("input", 4, "down_blocks.1.attentions.0"),
-            ("input", 5, "down_blocks.1.attentions.1"),
-            ("input", 7, "down_blocks.2.attentions.0"),
-            ("input", 8, "down_blocks.2.attentions.1"),
-            ("output", 3, "up_blocks.1.attentions.0"),
-            ("output", 4, "up_blocks.1.attentions.1"),
-            ("output", 5, "up_blocks.1.attentions.2"),
-            ("output", 6, "up_blocks.2.attentions.0"),
-            ("output", 7, "up_blocks.2.attentions.1"),
-            ("output", 8, "up_blocks.2.attentions.2"),
-            ("output", 9, "up_blocks.3.attentions.0"),
-            ("output", 10, "up_blocks.3.attentions.1"),
-            ("output", 11, "up_blocks.3.attentions.2"),
-            ("middle", 0, "mid_block.attentions.0"),
-        ]
-    ),
+_SD_LAYERS = _table(
+    [
+        ("input", 1, "down_blocks.0.attentions.0", 1),
+        ("input", 2, "down_blocks.0.attentions.1", 1),
+        ("input", 4, "down_blocks.1.attentions.0", 1),
+        ("input", 5, "down_blocks.1.attentions.1", 1),
+        ("input", 7, "down_blocks.2.attentions.0", 1),
+        ("input", 8, "down_blocks.2.attentions.1", 1),
+        ("output", 3, "up_blocks.1.attentions.0", 1),
+        ("output", 4, "up_blocks.1.attentions.1", 1),
+        ("output", 5, "up_blocks.1.attentions.2", 1),
+        ("output", 6, "up_blocks.2.attentions.0", 1),
+        ("output", 7, "up_blocks.2.attentions.1", 1),
+        ("output", 8, "up_blocks.2.attentions.2", 1),
+        ("output", 9, "up_blocks.3.attentions.0", 1),
+        ("output", 10, "up_blocks.3.attentions.1", 1),
+        ("output", 11, "up_blocks.3.attentions.2", 1),
+        ("middle", 0, "mid_block.attentions.0", 1),
+    ]
 )
 
-FAMILIES: tuple[Family, ...] = (SD15,)
-"""The families an adapter can be applied to, told apart by ``(context_width, layer count)``."""
+_SDXL_LAYERS = _table(
+    [
+        ("input", 4, "down_blocks.1.attentions.0", 2),
+        ("input", 5, "down_blocks.1.attentions.1", 2),
+        ("input", 7, "down_blocks.2.attentions.0", 10),
+        ("input", 8, "down_blocks.2.attentions.1", 10),
+        ("output", 0, "up_blocks.0.attentions.0", 10),
+        ("output", 1, "up_blocks.0.attentions.1", 10),
+        ("output", 2, "up_blocks.0.attentions.2", 10),
+        ("output", 3, "up_blocks.1.attentions.0", 2),
+        ("output", 4, "up_blocks.1.attentions.1", 2),
+        ("output", 5, "up_blocks.1.attentions.2", 2),
+        ("middle", 0, "mid_block.attentions.0", 10),
+    ]
+)
 
-_OTHER_NAMES = {(1024, 16): "SD 2.x", (2048, 70): "SDXL"}
+SD15 = Family("SD 1.5", context_width=768, layers=_SD_LAYERS)
+SD2 = Family("SD 2.x", context_width=1024, layers=_SD_LAYERS)
+SDXL = Family("SDXL", context_width=2048, layers=_SDXL_LAYERS)
+KOLORS = Family("Kolors", context_width=2048, layers=_SDXL_LAYERS)
+"""SDXL's UNet, trained with other text states; its adapters do not serve SDXL, nor the reverse."""
+
+FAMILIES: tuple[Family, ...] = (SD15, SD2, SDXL, KOLORS)
+"""Every family of UNets that adapters were published for."""
 
 
-def find_family(context_width: int, layer_count: int) -> Family | None:
-    """Return the supported family with this signature, or None."""
-    for family in FAMILIES:
-        if (family.context_width, len(family.layers)) == (context_width, layer_count):
-            return family
-    return None
+def find_families(context_width: int, layer_count: int) -> tuple[Family, ...]:
+    """Return the families with this signature; SDXL and Kolors share one."""
+    return tuple(
+        family
+        for family in FAMILIES
+        if (family.context_width, len(family.layers)) == (context_width, layer_count)
+    )
 
 
 def family_name(context_width: int, layer_count: int) -> str:
-    """Name a family from its signature, supported or not, for messages."""
-    family = find_family(context_width, layer_count)
-    if family is not None:
-        return family.name
-    known = _OTHER_NAMES.get((context_width, layer_count))
-    if known is not None:
-        return known
+    """Name what has this signature, for messages."""
+    found = find_families(context_width, layer_count)
+    if found:
+        return " or ".join(family.name for family in found)
     return f"an unknown family ({layer_count} cross-attention layers, context {context_width})"

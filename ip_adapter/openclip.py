@@ -7,18 +7,49 @@ outputs the names that the host's CLIP Vision uses. It needs no conversion of ke
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .encoders import locate, recognise
 from .errors import CheckpointError
 
-ARCHITECTURES = ("ViT-H-14", "ViT-bigG-14")
-"""open_clip's names of the towers that published adapters read."""
+log = logging.getLogger(__name__)
 
-_PREFIX = "visual."
+ARCHITECTURES = ("ViT-H-14", "ViT-bigG-14", "ViT-L-14-quickgelu", "ViT-L-14-336-quickgelu")
+"""open_clip's names of the towers that published adapters read.
+
+Tensors do not tell the activation. The published adapters for ViT-L were trained on OpenAI's
+weights, which use quick GELU; those for the larger towers on LAION's, which use the exact one.
+"""
+
+
+def resize_positions(table: Tensor, grid: tuple[int, int], *, has_class_token: bool) -> Tensor:
+    """Fit a table of learned positions to a picture of another size.
+
+    The class token's position is kept; the others are interpolated (bicubic), as transformers does
+    in ``interpolate_pos_encoding``.
+
+    Args:
+        table: ``[P, W]``, a square grid of positions, row by row.
+        grid: Patches down and across that are wanted.
+        has_class_token: Whether the first row belongs to a class token.
+
+    Returns:
+        ``[grid[0] * grid[1] + has_class_token, W]`` in the table's dtype; the table itself where
+        it already fits.
+    """
+    first, patches = table[: int(has_class_token)], table[int(has_class_token) :]
+    side = int(len(patches) ** 0.5)
+    if grid == (side, side):
+        return table
+    square = patches.float().T.reshape(1, -1, side, side)  # [1, W, side, side]
+    resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
+    return torch.cat((first, resized[0].flatten(1).T.to(table.dtype)))
 
 
 class OpenCLIPTower(nn.Module):
@@ -43,7 +74,8 @@ class OpenCLIPTower(nn.Module):
         """Encode normalised pixels.
 
         Args:
-            pixel_values: ``[N, 3, S, S]``, normalised with CLIP's mean and deviation.
+            pixel_values: ``[N, 3, H, W]``, normalised with CLIP's mean and deviation. Another size
+                than the tower's own stretches its table of positions; see `resize_positions`.
             intermediate_output: Which layer's output to return beside the last; -2 is the
                 penultimate.
 
@@ -52,20 +84,22 @@ class OpenCLIPTower(nn.Module):
             final LayerNorm), the projected embedding ``[N, E]``, and None where the host's class
             has a multimodal projection.
         """
-        depth = len(self.visual.transformer.resblocks)
-        out = self.visual.forward_intermediates(
-            pixel_values.to(next(self.parameters()).dtype),
-            indices=[depth + intermediate_output, depth - 1],
-            output_fmt="NLC",
-            output_extra_tokens=True,
+        visual = self.visual
+        patches = visual.conv1(pixel_values.to(visual.conv1.weight.dtype))  # [N, W, h, w]
+        positions = resize_positions(
+            visual.positional_embedding,
+            (patches.shape[-2], patches.shape[-1]),
+            has_class_token=True,
         )
-        intermediate, last = (
-            torch.cat((prefix, patches), dim=1).float()
-            for prefix, patches in zip(
-                out["image_intermediates_prefix"], out["image_intermediates"], strict=True
-            )
+        class_token = visual.class_embedding.expand(len(patches), 1, -1)
+        x = torch.cat((class_token, patches.flatten(2).transpose(1, 2)), dim=1)  # [N, P, W]
+        x = visual.ln_pre(x + positions)
+        depth = len(visual.transformer.resblocks)
+        last, (intermediate,) = visual.transformer.forward_intermediates(
+            x, indices=[depth + intermediate_output]
         )
-        return last, intermediate, out["image_features"].float(), None
+        embedding = visual.ln_post(last[:, 0]) @ visual.proj
+        return last.float(), intermediate.float(), embedding.float(), None
 
 
 def load_tower(tensors: Mapping[str, Tensor], name: str) -> OpenCLIPTower:
@@ -83,13 +117,16 @@ def load_tower(tensors: Mapping[str, Tensor], name: str) -> OpenCLIPTower:
     """
     import open_clip
 
-    visual = {k.removeprefix(_PREFIX): v for k, v in tensors.items() if k.startswith(_PREFIX)}
-    if "transformer.resblocks.0.attn.in_proj_weight" not in visual:
+    place = locate(tensors)
+    if place is None or place.naming != "open_clip":
         raise CheckpointError(f"'{name}' is not an original OpenCLIP file: {_instead(tensors)}")
-    architecture = _architecture(visual, name)
-    config = open_clip.get_model_config(architecture)
+    start = len(place.prefix)
+    visual = {key[start:]: t for key, t in tensors.items() if key.startswith(place.prefix)}
+    architecture, config = _architecture(tensors, name)
     with torch.device("meta"):
-        tower = open_clip.model._build_vision_tower(config["embed_dim"], config["vision_cfg"])
+        tower = open_clip.model._build_vision_tower(
+            config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False)
+        )
     expected = tower.state_dict()
     missing = [key for key in expected if key not in visual]
     wrong = [k for k in expected if k in visual and visual[k].shape != expected[k].shape]
@@ -107,19 +144,31 @@ def load_tower(tensors: Mapping[str, Tensor], name: str) -> OpenCLIPTower:
     )
 
 
-def _architecture(visual: Mapping[str, Tensor], name: str) -> str:
+def _architecture(tensors: Mapping[str, Tensor], name: str) -> tuple[str, dict[str, Any]]:
+    """open_clip's name of a tower and its configuration, at the size of the tower's positions."""
     import open_clip
 
-    width = visual["conv1.weight"].shape[0] if "conv1.weight" in visual else 0
-    blocks = {key.split(".")[2] for key in visual if key.startswith("transformer.resblocks.")}
+    given = recognise({key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    width, layers, size = (given.hidden, given.layers, given.size) if given else (0, 0, 0)
+    found: list[tuple[str, dict[str, Any]]] = []
     for architecture in ARCHITECTURES:
-        vision = open_clip.get_model_config(architecture)["vision_cfg"]
-        if (vision["width"], vision["layers"]) == (width, len(blocks)):
-            return architecture
-    raise CheckpointError(
-        f"'{name}' is an OpenCLIP tower of width {width} with {len(blocks)} layers; IP-Adapters "
-        f"need one of {', '.join(ARCHITECTURES)}. Get the encoder that the adapter names."
-    )
+        config = open_clip.get_model_config(architecture)
+        vision = config["vision_cfg"]
+        if (vision["width"], vision["layers"]) == (width, layers):
+            found.append((architecture, config))
+    if not found:
+        raise CheckpointError(
+            f"'{name}' is an OpenCLIP tower of width {width} with {layers} layers; IP-Adapters "
+            f"need one of {', '.join(ARCHITECTURES)}. Get the encoder that the adapter names."
+        )
+    for architecture, config in found:
+        if config["vision_cfg"]["image_size"] == size:
+            return architecture, config
+    architecture, config = found[0]
+    if size:
+        log.info("'%s' is a %s made for %d pixels", name, architecture, size)
+        config["vision_cfg"]["image_size"] = size
+    return architecture, config
 
 
 def _instead(tensors: Mapping[str, Tensor]) -> str:

@@ -161,6 +161,11 @@ class Server(Client):
         """Resident memory of the host, in bytes."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
+    def private_bytes(self) -> int:
+        """Memory that the host holds alone, in bytes: without pages of files it has mapped."""
+        used = psutil.Process(self.process.pid).memory_info()
+        return int(used.rss - getattr(used, "shared", 0))  # Linux counts mapped files as shared
+
     def log_text(self) -> str:
         """All the host has logged so far."""
         return self.log_file.read_text(encoding="utf-8", errors="replace")

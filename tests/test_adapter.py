@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from ip_adapter import spec
 from ip_adapter.adapter import IPAdapter
+from ip_adapter.encoders import VIT_H
 from ip_adapter.layers import SD15
 from tests.synthetic import adapters
 
-SPEC = spec.AdapterSpec(SD15, spec.LinearProjection(1024, 4, 768), adapters.SD15_WIDTHS)
+SPEC = spec.AdapterSpec(
+    SD15, spec.LinearProjection(1024, 4, 768), adapters.SD15_WIDTHS, "base", encoder=VIT_H
+)
 
 
 def test_state_dict_has_the_published_keys_and_shapes() -> None:
@@ -22,7 +28,7 @@ def test_the_paper_counts_22_million_parameters() -> None:
 
 
 def test_keys_and_values_are_the_projected_tokens_in_checkpoint_order() -> None:
-    small = spec.AdapterSpec(SD15, SPEC.projection, tuple(range(8, 24)))
+    small = spec.AdapterSpec(SD15, SPEC.projection, tuple(range(8, 24)), "base")
     module = IPAdapter(small)
     tokens = torch.randn(2, 4, 768)
     found = list(module.keys_values(tokens))
@@ -35,16 +41,42 @@ def test_keys_and_values_are_the_projected_tokens_in_checkpoint_order() -> None:
         torch.testing.assert_close(value, torch.einsum("btd,cd->btc", tokens, to_v))
 
 
+def test_only_the_asked_layers_are_computed() -> None:
+    module = IPAdapter(spec.AdapterSpec(SD15, SPEC.projection, (8,) * 16, "base"))
+    found = module.keys_values(torch.randn(1, 4, 768), {3, 31})
+    assert [layer.index for layer, _, _ in found] == [3, 31]
+
+
 def test_a_spec_says_what_it_is() -> None:
-    assert SPEC.describe() == "global for SD 1.5, 4 tokens, needs OpenCLIP ViT-H/14"
-    odd = spec.AdapterSpec(SD15, spec.LinearProjection(999, 4, 768), adapters.SD15_WIDTHS)
-    assert odd.encoder is None and "features of width 999" in odd.describe()
+    assert SPEC.describe() == "base for SD 1.5, 4 tokens, needs OpenCLIP ViT-H/14"
+    odd = replace(SPEC, projection=spec.LinearProjection(999, 4, 768), encoder=None)
+    assert "features of width 999" in odd.describe()
+    guessed = replace(SPEC, evidence="name", alternatives=("light", "light-v11"))
+    assert guessed.describe() == (
+        "base for SD 1.5, 4 tokens, needs OpenCLIP ViT-H/14 (by its file's name; equal tensors: "
+        "light or light-v11; 'variant' corrects it)"
+    )
 
 
-def test_encoders_are_named_from_both_widths() -> None:
-    """1280 is ViT-H's hidden and bigG's pooled width; only the pair tells them apart."""
-    assert spec.encoder_of(1280, 1024).name == "OpenCLIP ViT-H/14"
-    assert spec.encoder_of(1664, 1280).name == "OpenCLIP ViT-bigG/14"
-    assert "hidden width 1280" in spec.encoder_of(1280, 1280).name
-    base = spec.AdapterSpec(SD15, spec.LinearProjection(1280, 4, 768), adapters.SD15_WIDTHS)
-    assert base.encoder is spec.VIT_BIGG
+def test_a_spec_says_everything_that_is_needed() -> None:
+    identity = spec.FaceProjection(512, 1024, 4, 768)
+    resampler = spec.ResamplerProjection(1280, 16, 768, 12, 4, 3072, 768)
+    needs = {
+        "a face": identity,
+        "OpenCLIP ViT-H/14 and a face": spec.FacePerceiverProjection(identity, resampler, True),
+        "OpenCLIP ViT-H/14 and an instruction": spec.InstructProjection(resampler, 768, 1536),
+    }
+    for words, projection in needs.items():
+        assert replace(SPEC, projection=projection).needs == words
+
+
+@pytest.mark.parametrize(
+    ("features", "encoder"), [(1024, "ViT-H/14"), (1280, "ViT-bigG/14"), (768, "ViT-L/14")]
+)
+def test_the_encoder_follows_from_the_width(features: int, encoder: str) -> None:
+    """1280 is ViT-H's hidden and bigG's pooled width: the kind of feature decides."""
+    found = spec.encoder_for(spec.LinearProjection(features, 4, 768))
+    assert found is not None and found.name.endswith(encoder)
+    resampler = spec.ResamplerProjection(1280, 16, 768, 12, 4, 3072, 768)
+    assert spec.encoder_for(resampler) == VIT_H
+    assert spec.encoder_for(spec.FaceProjection(512, 1024, 4, 768)) is None

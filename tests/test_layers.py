@@ -2,27 +2,60 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
 from ip_adapter import layers
 from tests.synthetic.adapters import SD15_WIDTHS
 
+SDXL = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+}
+"""The published unet/config.json of SDXL, where it concerns the blocks."""
 
-def test_sd15_table_follows_diffusers() -> None:
+CONFIGS: dict[str, dict[str, Any]] = {
+    "SD 1.5": {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768},
+    "SD 2.x": {
+        "block_out_channels": (320, 640, 1280, 1280),
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+    },
+    "SDXL": SDXL,
+    "Kolors": SDXL,
+}
+WIDTHS = {
+    "SD 1.5": SD15_WIDTHS,
+    "SD 2.x": SD15_WIDTHS,
+    # four of 640, then fifty, six of 640, and the ten of the middle block
+    "SDXL": (640,) * 4 + (1280,) * 50 + (640,) * 6 + (1280,) * 10,
+    "Kolors": (640,) * 4 + (1280,) * 50 + (640,) * 6 + (1280,) * 10,
+}
+
+
+@pytest.mark.parametrize("family", layers.FAMILIES, ids=lambda family: family.name)
+def test_table_follows_diffusers(family: layers.Family) -> None:
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768
-        )
+        unet = UNet2DConditionModel(**CONFIGS[family.name])
     processors = list(unet.attn_processors)
-    for layer in layers.SD15.layers:
+    for layer in family.layers:
         assert processors[layer.index] == f"{layer.diffusers}.attn2.processor"
-    assert len(processors) == 2 * len(layers.SD15.layers)
+        assert processors[layer.index - 1] == f"{layer.diffusers}.attn1.processor"
+    assert len(processors) == 2 * len(family.layers)
 
-    queries = dict(unet.named_modules())
-    widths = tuple(queries[f"{la.diffusers}.attn2.to_q"].out_features for la in layers.SD15.layers)
-    assert widths == SD15_WIDTHS
+    modules = dict(unet.named_modules())
+    attentions = [modules[f"{layer.diffusers}.attn2"] for layer in family.layers]
+    assert tuple(one.to_q.out_features for one in attentions) == WIDTHS[family.name]
+    assert {one.to_k.in_features for one in attentions} == {family.context_width}
 
 
 def test_addresses_are_unique() -> None:
@@ -31,8 +64,9 @@ def test_addresses_are_unique() -> None:
 
 
 def test_families_are_named_from_their_signature() -> None:
-    assert layers.find_family(768, 16) is layers.SD15
-    assert layers.find_family(2048, 70) is None
-    assert layers.family_name(2048, 70) == "SDXL"
+    assert layers.find_families(768, 16) == (layers.SD15,)
+    assert layers.find_families(2048, 70) == (layers.SDXL, layers.KOLORS)
+    assert layers.find_families(2048, 69) == ()
+    assert layers.family_name(2048, 70) == "SDXL or Kolors"
     assert layers.family_name(1024, 16) == "SD 2.x"
     assert layers.family_name(5, 7) == "an unknown family (7 cross-attention layers, context 5)"

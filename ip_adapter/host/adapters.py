@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import comfy.model_management
 import comfy.ops
 import torch
-from torch import Tensor
 
+from .. import checkpoint
 from ..adapter import IPAdapter
-from ..checkpoint import describe, fingerprint, load_adapter
+from ..detection import AUTOMATIC
 from ..errors import IncompatibleModelError
 from ..projections import Ops
 from ..spec import AdapterSpec
+from . import digests
 from .features import ManagedPatcher
 
 log = logging.getLogger(__name__)
@@ -32,14 +33,14 @@ class LoadedAdapter:
         patcher: The host's manager of these weights. The host finds it under this name.
         fingerprint: Identifies the projection, hence the prompts it can be used with.
         label: The file and the kind in words.
-        unconditional: Tokens of "no image" per image encoder, ``[1, T, D]``; they are constant.
+        path: The file, for the LoRA that may be inside; it is read when it is asked for.
     """
 
     module: IPAdapter
     patcher: Any
     fingerprint: str
     label: str
-    unconditional: WeakKeyDictionary[Any, Tensor] = field(default_factory=WeakKeyDictionary)
+    path: Path
 
     @property
     def spec(self) -> AdapterSpec:
@@ -59,22 +60,27 @@ class LoadedAdapter:
         return cast(torch.device, self.patcher.load_device)
 
 
-def load(path: Path) -> LoadedAdapter:
+def load(path: Path, variant: str = AUTOMATIC) -> LoadedAdapter:
     """Read an adapter file into the host's memory management.
 
+    Args:
+        path: The file.
+        variant: Which of the published adapters it is, where tensors leave a choice.
+
     Raises:
-        CheckpointError: See `checkpoint.load_adapter`.
-        IncompatibleModelError: See `checkpoint.load_adapter`.
+        CheckpointError: See `checkpoint.read`.
+        IncompatibleModelError: See `checkpoint.read`.
     """
-    module = load_adapter(path, cast(Ops, comfy.ops.manual_cast)).eval()
+    found = checkpoint.read(path, variant, partial(digests.sha256, path))
+    module = found.build(cast(Ops, comfy.ops.manual_cast)).eval()
     patcher = ManagedPatcher(
         module,
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
-    label = describe(module.spec, path)
+    label = found.describe()
     log.info("IP-Adapter: loaded %s", label)
-    return LoadedAdapter(module, patcher, fingerprint(module), label)
+    return LoadedAdapter(module, patcher, checkpoint.fingerprint(module), label, path)
 
 
 def require(value: object) -> LoadedAdapter:

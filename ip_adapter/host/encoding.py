@@ -1,25 +1,38 @@
-"""Encoding with the host's CLIP Vision: reference images -> image features -> an image prompt."""
+"""Encoding on the host: references, faces and instructions -> an image prompt."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import comfy.model_management
-import comfy.utils
 import torch
 from torch import Tensor
 
 from .. import images, prompt
+from ..encoders import ENCODERS, Encoder
 from ..errors import ImageError, IncompatibleModelError
+from ..faces import Faces
+from ..projections import Features
 from ..prompt import ImagePrompt
-from ..spec import AdapterSpec, Encoder, encoder_of
+from ..spec import AdapterSpec
+from . import text, vision
 from .adapters import LoadedAdapter
 
-CHUNK = 8
-"""Pictures per run of the encoder; bounds its memory whatever the number of references."""
+log = logging.getLogger(__name__)
+
+_zeros: WeakKeyDictionary[Any, dict[int, Tensor]] = WeakKeyDictionary()
+"""Hidden features of the zero image per encoder and picture size, ``[1, P, W]``; constants."""
 
 
-def encode(adapter: LoadedAdapter, clip_vision: Any, image: Tensor, fit: images.Fit) -> ImagePrompt:
+def encode(
+    adapter: LoadedAdapter,
+    clip_vision: Any,
+    image: Tensor,
+    fit: images.Fit,
+    size: int | None = None,
+) -> ImagePrompt:
     """Turn reference images into one image prompt.
 
     Args:
@@ -27,91 +40,186 @@ def encode(adapter: LoadedAdapter, clip_vision: Any, image: Tensor, fit: images.
         clip_vision: The host's CLIP_VISION object, or `openclip.OpenCLIPVision`.
         image: ``[B, H, W, C]`` in 0..1, one reference per row.
         fit: How a picture that is not square is made so.
+        size: Side of the square the encoder sees, in pixels; its own unless given.
 
     Raises:
         ImageError: See `images.check`; also if the encoder returns values that are not numbers.
-        IncompatibleModelError: The encoder is not the one this adapter was trained with.
+        IncompatibleModelError: The encoder is not the one this adapter was trained with, or the
+            adapter needs a face or an instruction.
     """
-    check_encoder(adapter.spec, clip_vision, adapter.label)
-    pixels = images.squares(image, clip_vision.image_size, fit)
-    kind = adapter.spec.projection.kind
-    features = _features(clip_vision, _normalise(clip_vision, pixels), kind)
+    spec = adapter.spec
+    if spec.projection.face is not None:
+        raise IncompatibleModelError(
+            f"{adapter.label} reads faces. Use Encode Face Prompt, with a face from Detect Face."
+        )
+    if spec.projection.text:
+        raise IncompatibleModelError(
+            f"{adapter.label} reads an instruction beside the image. Use Encode Instructed Prompt."
+        )
+    check_encoder(spec, clip_vision, adapter.label)
+    side = size or int(clip_vision.image_size)
+    read = _read(adapter, clip_vision, image, fit, side)
+    conditional = _project(adapter, Features(image=read))
+    unconditional = _project(adapter, Features(image=_zero(spec, clip_vision, read, side)))
+    return prompt.from_tokens(conditional, unconditional, adapter.fingerprint, adapter.label)
+
+
+def encode_faces(
+    adapter: LoadedAdapter, faces: Faces, clip_vision: Any | None, structure: float
+) -> ImagePrompt:
+    """Turn faces into one image prompt.
+
+    Args:
+        adapter: A FaceID, portrait or InstantID adapter.
+        faces: One or several; the portrait adapters gain by several of one person.
+        clip_vision: The image encoder for the adapters that also read the face's structure.
+        structure: Weight of the structure against the identity, for PlusV2.
+
+    Raises:
+        ImageError: A face vector is no use, or its picture is missing where it is needed.
+        IncompatibleModelError: The adapter reads no face, or the encoder is missing or wrong.
+    """
+    spec = adapter.spec
+    kind = spec.projection.face
+    if kind is None:
+        raise IncompatibleModelError(
+            f"{adapter.label} reads pictures, not face vectors. Use Encode Image Prompt, or load a "
+            "FaceID, portrait or InstantID adapter."
+        )
+    vectors = faces.normed() if kind == "normed" else faces.embeddings
+    if kind == "raw" and torch.allclose(vectors.norm(dim=-1), torch.ones(len(vectors)), atol=0.01):
+        log.warning(
+            "IP-Adapter: %s was trained with face vectors as the recogniser gives them, and these "
+            "have been scaled to length 1; the likeness will be weak",
+            adapter.label,
+        )
+    read = zero = None
+    if spec.projection.image is not None:
+        if clip_vision is None:
+            raise IncompatibleModelError(
+                f"{adapter.label} also reads the structure of the face, and clip_vision is not "
+                f"connected. Connect {spec.encoder_name}."
+            )
+        check_encoder(spec, clip_vision, adapter.label)
+        side = int(clip_vision.image_size)
+        read = _read(adapter, clip_vision, faces.crops(side), "crop", side)
+        zero = _zero(spec, clip_vision, read, side)
+        if kind == "raw":
+            zero = torch.zeros_like(zero)  # Kolors: no face is no features at all
+    conditional = _project(adapter, Features(image=read, face=vectors, structure=structure))
+    nobody = torch.zeros_like(vectors[:1])
+    unconditional = _project(adapter, Features(image=zero, face=nobody, structure=structure))
+    return prompt.from_tokens(conditional, unconditional, adapter.fingerprint, adapter.label)
+
+
+def encode_instructed(
+    adapter: LoadedAdapter,
+    clip_vision: Any,
+    clip: Any,
+    image: Tensor,
+    fit: images.Fit,
+    instruction: str,
+    description: str,
+) -> ImagePrompt:
+    """Turn references and an instruction into one image prompt.
+
+    Args:
+        adapter: An IP-Adapter Instruct.
+        clip_vision: Its image encoder.
+        clip: The host's CLIP object with a CLIP-L text encoder.
+        image: ``[B, H, W, C]`` in 0..1, one reference per row.
+        fit: How a picture that is not square is made so.
+        instruction: What to take from the image: "use the style of the image".
+        description: The text prompt of the picture to be made.
+
+    Raises:
+        ImageError: See `encode`.
+        IncompatibleModelError: The adapter reads no instruction, or an encoder is wrong.
+    """
+    spec = adapter.spec
+    if not spec.projection.text:
+        raise IncompatibleModelError(
+            f"{adapter.label} reads no instruction. Use Encode Image Prompt, or load an IP-Adapter "
+            "Instruct."
+        )
+    check_encoder(spec, clip_vision, adapter.label)
+    states = [text.last_hidden_states(clip, words) for words in (instruction, description, "")]
+    side = int(clip_vision.image_size)
+    read = _read(adapter, clip_vision, image, fit, side)
+    asked, described, empty = (state.expand(len(read), -1, -1) for state in states)
+    conditional = _project(adapter, Features(image=read, instruction=asked, prompt=described))
+    zero = _zero(spec, clip_vision, read, side)
+    nothing = Features(image=zero, instruction=empty[:1], prompt=empty[:1])
+    unconditional = _project(adapter, nothing)
+    return prompt.from_tokens(conditional, unconditional, adapter.fingerprint, adapter.label)
+
+
+def check_encoder(spec: AdapterSpec, clip_vision: Any, label: str) -> None:
+    """Compare an encoder with the one an adapter was trained with, before any work is done.
+
+    Raises:
+        IncompatibleModelError: They differ, or what is connected is no image encoder.
+    """
+    kind = spec.projection.image
+    assert kind is not None
+    wanted = spec.encoder_name
+    given = vision.recognise(clip_vision)
+    if given is None:
+        raise IncompatibleModelError(
+            f"clip_vision is {vision.describe(clip_vision)}; needed is {wanted}. Connect Load "
+            "Image Encoder or Load CLIP Vision with that file."
+        )
+    found = given.feature_width(kind)
+    if found != spec.projection.features or _is_another(given, spec.encoder):
+        raise IncompatibleModelError(
+            f"{label} does not work with this image encoder: needed is {wanted} "
+            f"({kind} features of width {spec.projection.features}), clip_vision is {given.name} "
+            f"(width {found}). Load the other image encoder, whatever its file is called."
+        )
+
+
+def _is_another(given: Encoder, wanted: Encoder | None) -> bool:
+    """Whether a tower of the right width is another published one: ViT-L/14 has two.
+
+    A fine-tune for another picture size passes.
+    """
+    return wanted is not None and given in ENCODERS and given.name != wanted.name
+
+
+def _read(
+    adapter: LoadedAdapter, clip_vision: Any, image: Tensor, fit: images.Fit, side: int
+) -> Tensor:
+    """The encoder's features of pictures, ``[N, E]`` or ``[N, P, W]``."""
+    kind = adapter.spec.projection.image
+    assert kind is not None
+    features = vision.features(clip_vision, images.squares(image, side, fit), kind)
     if not bool(torch.isfinite(features).all()):
         raise ImageError(
             "The image encoder returned values that are not numbers for this picture. It "
             "overflows in float16 on some GPUs: start ComfyUI with --fp32-text-enc and try again."
         )
-    conditional = _project(adapter, features)
-    unconditional = adapter.unconditional.get(clip_vision)
-    if unconditional is None:
-        if kind == "pooled":
-            zero = torch.zeros_like(features[:1])
-        else:
-            zero = _features(clip_vision, torch.zeros_like(pixels[:1]), kind)
-        unconditional = _project(adapter, zero)
-        adapter.unconditional[clip_vision] = unconditional
-    return prompt.from_tokens(conditional, unconditional, adapter.fingerprint, adapter.label)
+    return features
 
 
-def check_encoder(spec: AdapterSpec, clip_vision: Any, label: str) -> None:
-    """Compare an encoder's width with what the projection reads, before any work is done.
-
-    Raises:
-        IncompatibleModelError: They differ, or the encoder is no CLIP tower.
-    """
-    wanted = spec.encoder_name
-    given = _encoder(clip_vision, wanted)
-    found = given.feature_width(spec.projection.kind)
-    if found != spec.projection.features:
-        raise IncompatibleModelError(
-            f"{label} does not work with this image encoder: needed is {wanted} "
-            f"({spec.projection.kind} features of width {spec.projection.features}), clip_vision "
-            f"is {given.name} (width {found}). Load the other image encoder, whatever its file is "
-            "called."
-        )
+def _zero(spec: AdapterSpec, clip_vision: Any, read: Tensor, side: int) -> Tensor:
+    """What training saw for "no image": a zero embedding, or the features of a zero picture."""
+    if spec.projection.image == "pooled":
+        return torch.zeros_like(read[:1])
+    sizes = _zeros.setdefault(clip_vision, {})
+    if side not in sizes:
+        sizes[side] = vision.zero_features(clip_vision, side, "hidden")
+    return sizes[side]
 
 
-def _encoder(clip_vision: Any, wanted: str) -> Encoder:
-    """Recognise an encoder by its weights, never by its file."""
-    model: Any = getattr(clip_vision, "model", None)
-    if hasattr(model, "hidden") and hasattr(model, "pooled"):
-        return encoder_of(model.hidden, model.pooled)  # our OpenCLIP tower
-    try:
-        hidden = model.vision_model.post_layernorm.weight.shape[0]
-        pooled = model.visual_projection.weight.shape[0]
-    except AttributeError:
-        kind = type(model).__name__ if model is not None else type(clip_vision).__name__
-        raise IncompatibleModelError(
-            f"clip_vision is a {kind}, not a CLIP image encoder with a projection; needed is "
-            f"{wanted}. Connect Load CLIP Vision or Load OpenCLIP Image Encoder with that file."
-        ) from None
-    return encoder_of(int(hidden), int(pooled))
-
-
-def _normalise(clip_vision: Any, pixels: Tensor) -> Tensor:
-    mean = getattr(clip_vision, "image_mean", images.CLIP_MEAN)
-    std = getattr(clip_vision, "image_std", images.CLIP_STD)
-    return images.normalise(pixels, tuple(mean), tuple(std))
-
-
-def _features(clip_vision: Any, pixel_values: Tensor, kind: str) -> Tensor:
-    """Run the encoder in chunks: ``[N, 3, S, S]`` -> ``[N, E]`` or ``[N, P, E]``, float32."""
-    comfy.model_management.load_models_gpu([clip_vision.patcher])
-    device = clip_vision.load_device
-    progress = comfy.utils.ProgressBar(len(pixel_values))
-    out = []
-    for chunk in torch.split(pixel_values, CHUNK):
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        _, penultimate, pooled, _ = clip_vision.model(
-            pixel_values=chunk.to(device), intermediate_output=-2
-        )
-        features = pooled if kind == "pooled" else penultimate
-        out.append(features.float().to(comfy.model_management.intermediate_device()))
-        progress.update(len(chunk))
-    return torch.cat(out)
-
-
-def _project(adapter: LoadedAdapter, features: Tensor) -> Tensor:
-    device = adapter.load(memory=features.numel() * 64)
-    tokens = adapter.module.image_tokens(features.to(device))
+def _project(adapter: LoadedAdapter, features: Features) -> Tensor:
+    given = {
+        name: value
+        for name in ("image", "face", "instruction", "prompt")
+        if (value := getattr(features, name)) is not None
+    }
+    device = adapter.load(memory=64 * sum(value.numel() for value in given.values()))
+    moved = Features(
+        **{name: value.to(device) for name, value in given.items()}, structure=features.structure
+    )
+    tokens = adapter.module.image_tokens(moved)
     return tokens.to(comfy.model_management.intermediate_device())

@@ -13,6 +13,7 @@ from ..errors import MissingFileError
 ADAPTERS = "ipadapter"
 IMAGE_PROMPTS = "image_prompts"
 ENCODERS = "clip_vision"
+LORAS = "loras"
 
 _EXTENSIONS = {
     ADAPTERS: {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".sft"},
@@ -24,6 +25,10 @@ _ADVICE = {
         "https://huggingface.co/h94/IP-Adapter/tree/main/models"
     ),
     IMAGE_PROMPTS: "Save Image Prompt writes there",
+    LORAS: (
+        "Put the companion file of a FaceID adapter there, from "
+        "https://huggingface.co/h94/IP-Adapter-FaceID"
+    ),
     ENCODERS: (
         "Put open_clip_model.safetensors or open_clip_pytorch_model.bin there, from "
         "https://huggingface.co/laion/CLIP-ViT-H-14-laion2B-s32B-b79K"

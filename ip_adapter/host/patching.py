@@ -9,6 +9,7 @@ MODEL that was cloned from, or queued before, cannot see what was applied after.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +106,7 @@ def apply(
     start: float = 0.0,
     end: float = 1.0,
     mask: Tensor | None = None,
+    layer_weights: Mapping[int, float] | None = None,
 ) -> tuple[Any, str]:
     """Add an image prompt to a clone of a MODEL.
 
@@ -116,6 +118,8 @@ def apply(
         start: Fraction of the schedule at which it begins to act, 0..1.
         end: Fraction at which it stops, ``start`` to 1.
         mask: ``[H, W]`` or ``[M, H, W]`` in image space: where it acts.
+        layer_weights: Factor of the weight per layer, by its number in the checkpoint; 1 for a
+            layer that is not named.
 
     Returns:
         The clone, and a line that says what was patched.
@@ -123,7 +127,8 @@ def apply(
     Raises:
         IncompatibleModelError: Model, adapter and prompt do not belong together.
         ImageError: See `masks.check`.
-        InfluenceError: The window is not within 0..1, or ends before it starts.
+        InfluenceError: The window is not within 0..1, or ends before it starts; or a layer is
+            named that the adapter does not have.
     """
     if prompt.adapter != adapter.fingerprint:
         raise IncompatibleModelError(
@@ -135,9 +140,16 @@ def apply(
             f"The step window is {start} to {end}; needed is 0 <= start_at <= end_at <= 1, as "
             "fractions of the schedule."
         )
+    unknown = sorted(set(layer_weights or {}) - set(adapter.spec.indices))
+    if unknown:
+        raise InfluenceError(
+            f"Layers {unknown} are given a weight, but {adapter.label} has the layers "
+            f"{adapter.spec.indices[0]}, {adapter.spec.indices[1]} ... {adapter.spec.indices[-1]}."
+        )
     layers = unet.match(adapter.spec, model, adapter.label)
     checked = None if mask is None else masks.check(mask)
-    entry = Entry(adapter, prompt, float(weight), float(start), float(end), checked)
+    factors = dict(layer_weights or {})
+    entry = Entry(adapter, prompt, float(weight), float(start), float(end), checked, factors)
 
     patched = model.clone()
     options = patched.model_options["transformer_options"]
@@ -188,6 +200,7 @@ def sampling_run(
         patcher.get_model_object("model_sampling"),
         _inference_dtype(patcher.model),
         (noise.shape[-2], noise.shape[-1]),
+        unet.token_bridge(patcher),
     )
     run.warn_of_idle_entries(sigmas)
     frames = torch.arange(noise.shape[0])

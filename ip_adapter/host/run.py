@@ -8,7 +8,7 @@ condition, so those decisions reach us as data instead of being guessed from lis
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import comfy.conds
 import comfy.model_management
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .. import attention, masks
 from ..errors import IncompatibleModelError
@@ -38,6 +39,8 @@ class Entry:
         start: Fraction of the schedule at which it begins to act, 0..1.
         end: Fraction at which it stops.
         mask: ``[M, H, W]`` in image space, or None for everywhere.
+        layers: Factor of the weight per layer, by its number in the checkpoint; 1 where there is
+            none. A layer at 0 is skipped.
     """
 
     adapter: LoadedAdapter
@@ -46,6 +49,11 @@ class Entry:
     start: float
     end: float
     mask: Tensor | None
+    layers: Mapping[int, float] = field(default_factory=dict)
+
+    def weight_at(self, index: int) -> float:
+        """The weight in one layer."""
+        return self.weight * self.layers.get(index, 1.0)
 
     def __deepcopy__(self, memo: object) -> Entry:
         return self
@@ -163,7 +171,7 @@ class Prepared:
     """One entry's constants: keys and values of ``[no image, image]`` and its window in sigmas."""
 
     entry: Entry
-    layers: dict[Address, tuple[Tensor, Tensor]]  # K, V: [2, H, T, D]
+    layers: dict[Address, tuple[Tensor, Tensor, float]]  # K, V: [2, H, T, D], and the weight
     sigma_start: float
     sigma_end: float
 
@@ -189,6 +197,7 @@ class Run:
         sampling: The model's ``model_sampling``, which turns fractions into sigmas.
         dtype: What the model computes in.
         latent: ``(height, width)`` of the latent.
+        bridge: The model's `unet.token_bridge`.
     """
 
     def __init__(
@@ -198,11 +207,14 @@ class Run:
         sampling: Any,
         dtype: torch.dtype,
         latent: tuple[int, int],
+        bridge: Any | None = None,
     ) -> None:
         self._latent = latent
         self._live: dict[Any, LiveLayers] = {}
         self._prepared = [
-            _prepare(entry, layers, sampling, dtype) for entry in entries if entry.weight != 0
+            _prepare(entry, layers, sampling, dtype, bridge)
+            for entry in entries
+            if entry.weight != 0
         ]
 
     def warn_of_idle_entries(self, sigmas: Tensor) -> None:
@@ -250,12 +262,12 @@ class Run:
         for prepared in (self._prepared[i] for i in active):
             mask = self._mask(prepared.entry.mask, chunks, device)
             grids: dict[tuple[int, int], Tensor] = {}
-            for address, (key, value) in prepared.layers.items():
+            for address, (key, value, weight) in prepared.layers.items():
                 live.setdefault(address, []).append(
                     Branch(
                         key[roles].to(device),
                         value[roles].to(device),
-                        prepared.entry.weight,
+                        weight,
                         rows,
                         mask,
                         grids,
@@ -280,16 +292,24 @@ class Run:
 
 
 def _prepare(
-    entry: Entry, layers: dict[Address, HostLayer], sampling: Any, dtype: torch.dtype
+    entry: Entry,
+    layers: dict[Address, HostLayer],
+    sampling: Any,
+    dtype: torch.dtype,
+    bridge: Any | None,
 ) -> Prepared:
     tokens = torch.cat((entry.prompt.unconditional, entry.prompt.conditional))  # [2, T, D]
+    if tokens.shape[-1] != entry.adapter.spec.family.context_width:
+        tokens = _cross(bridge, tokens)
     device = entry.adapter.load(memory=tokens.numel() * 256)
+    active = {i for i in entry.adapter.spec.indices if entry.weight_at(i) != 0}
     keys_values = {
         layer.address: (
             attention.split_heads(key, layers[layer.address].heads).to(dtype),
             attention.split_heads(value, layers[layer.address].heads).to(dtype),
+            entry.weight_at(layer.index),
         )
-        for layer, key, value in entry.adapter.module.keys_values(tokens.to(device))
+        for layer, key, value in entry.adapter.module.keys_values(tokens.to(device), active)
     }
     return Prepared(
         entry,
@@ -297,3 +317,10 @@ def _prepare(
         sigma_start=float(sampling.percent_to_sigma(entry.start)),
         sigma_end=float(sampling.percent_to_sigma(entry.end)),
     )
+
+
+def _cross(bridge: Any, tokens: Tensor) -> Tensor:
+    """Send ``[2, T, 4096]`` tokens through the model's Linear, wherever its weights lie now."""
+    weight, bias = bridge.weight, bridge.bias
+    moved = tokens.to(weight.device).float()
+    return functional.linear(moved, weight.float(), None if bias is None else bias.float())

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import IncompatibleModelError
-from ..layers import Address, Block, family_name
+from ..layers import KOLORS, SDXL, Address, Block, Family, family_name, find_families
 from ..spec import AdapterSpec
+
+KOLORS_VECTOR = 5632
+"""Width of the vector condition of Kolors' UNet; SDXL's is 2816."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,7 @@ def cross_attention_layers(model: Any) -> list[HostLayer]:
     Raises:
         IncompatibleModelError: The model is not a UNet.
     """
-    unet = model.get_model_object("diffusion_model")
-    unet = getattr(unet, "_orig_mod", unet)  # torch.compile's shell
+    unet = _unet(model)
     if not all(hasattr(unet, name) for name in ("input_blocks", "middle_block", "output_blocks")):
         raise IncompatibleModelError(
             f"The model is a {type(unet).__name__}, not a UNet with cross-attention, and "
@@ -43,6 +45,29 @@ def cross_attention_layers(model: Any) -> list[HostLayer]:
             "adapter is made for."
         )
     return list(_walk(unet))
+
+
+def token_bridge(model: Any) -> Any | None:
+    """The Linear ``[4096 -> 2048]`` that Kolors' UNets send text states through, if there is one.
+
+    The host has no class for Kolors; the packs that add one give it under diffusers' name.
+    """
+    return getattr(_unet(model), "encoder_hid_proj", None)
+
+
+def family_of(model: Any, layers: list[HostLayer]) -> Family | None:
+    """Recognise a MODEL's family by its layers, and Kolors by what it has beside SDXL's."""
+    context = max((layer.context_width for layer in layers), default=0)
+    families = find_families(context, len(layers))
+    if KOLORS not in families:
+        return families[0] if families else None
+    wide = getattr(model.model, "adm_channels", None) == KOLORS_VECTOR
+    return KOLORS if wide or token_bridge(model) is not None else SDXL
+
+
+def _unet(model: Any) -> Any:
+    unet = model.get_model_object("diffusion_model")
+    return getattr(unet, "_orig_mod", unet)  # torch.compile's shell
 
 
 def _walk(unet: Any) -> Iterator[HostLayer]:
@@ -73,16 +98,18 @@ def match(spec: AdapterSpec, model: Any, label: str) -> dict[Address, HostLayer]
     Raises:
         IncompatibleModelError: Another family, other layers or other widths; nothing was changed.
     """
-    found = {layer.address: layer for layer in cross_attention_layers(model)}
-    context = {layer.context_width for layer in found.values()} or {0}
+    layers = cross_attention_layers(model)
+    found = {layer.address: layer for layer in layers}
+    context = {layer.context_width for layer in layers} or {0}
     wanted = {layer.address for layer in spec.family.layers}
-    if set(found) != wanted or context != {spec.family.context_width}:
+    family = family_of(model, layers)
+    if family != spec.family or set(found) != wanted or context != {spec.family.context_width}:
+        name = family.name if family else family_name(max(context), len(found))
         raise IncompatibleModelError(
             f"{label} does not fit this model: the adapter is for {spec.family.name} "
             f"({len(wanted)} cross-attention layers, context {spec.family.context_width}), the "
-            f"model is {family_name(max(context), len(found))} ({len(found)} layers, context "
-            f"{max(context)}). Load a {spec.family.name} checkpoint, or an adapter made for this "
-            "model."
+            f"model is {name} ({len(found)} layers, context {max(context)}). Load a "
+            f"{spec.family.name} checkpoint, or an adapter made for this model."
         )
     for layer, width in zip(spec.family.layers, spec.widths, strict=True):
         if found[layer.address].width != width:
@@ -90,5 +117,15 @@ def match(spec: AdapterSpec, model: Any, label: str) -> dict[Address, HostLayer]
                 f"{label} does not fit this model: its layer {layer.index} is {width} wide, the "
                 f"model's layer {layer.address} is {found[layer.address].width} wide. Both count "
                 f"as {spec.family.name}; use an adapter trained for this very model."
+            )
+    if spec.projection.width != spec.family.context_width:
+        bridge = token_bridge(model)
+        shape = tuple(bridge.weight.shape) if bridge is not None else None
+        if shape != (spec.family.context_width, spec.projection.width):
+            raise IncompatibleModelError(
+                f"{label} makes tokens of width {spec.projection.width}, which the model's "
+                f"encoder_hid_proj has to turn into width {spec.family.context_width}; this model "
+                f"has {'none' if shape is None else f'one of shape {list(shape)}'}. Load Kolors "
+                "with a node pack that keeps this layer."
             )
     return found

@@ -52,6 +52,12 @@ def plus_adapter(host: host_process.Host, model_files: Path) -> Any:
     return host.library("ip_adapter.host.adapters").load(model_files / ADAPTER_PLUS)
 
 
+def project(host: host_process.Host, adapter: Any, **features: Any) -> Tensor:
+    """Run an adapter's projection on features: ``image=``, ``face=``, ..."""
+    given = host.library("ip_adapter.projections").Features(**features)
+    return adapter.module.image_tokens(given)
+
+
 @dataclass(frozen=True)
 class Applier:
     """Applies random image prompts, the same for the same seed."""

@@ -15,9 +15,29 @@ pytestmark = pytest.mark.host
 
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 INTERFACE = {
-    "ImagePromptLoadAdapter": (["adapter_name"], ["ip_adapter"]),
-    "ImagePromptLoadOpenCLIP": (["encoder_name"], ["clip_vision"]),
-    "ImagePromptEncode": (["ip_adapter", "clip_vision", "image", "fit"], ["image_prompt"]),
+    "ImagePromptLoadAdapter": (["adapter_name", "variant"], ["ip_adapter"]),
+    "ImagePromptLoadEncoder": (["encoder_name"], ["clip_vision"]),
+    "ImagePromptAutoLoader": (
+        ["model", "purpose", "lora_strength"],
+        ["model", "ip_adapter", "clip_vision"],
+    ),
+    "ImagePromptEncode": (
+        ["ip_adapter", "clip_vision", "image", "fit", "image_size"],
+        ["image_prompt"],
+    ),
+    "ImagePromptEncodeInstructed": (
+        ["ip_adapter", "clip_vision", "clip", "image", "fit", "instruction", "description"],
+        ["image_prompt"],
+    ),
+    "ImagePromptLoadFaceModel": (["pack_name", "provider"], ["face_model"]),
+    "ImagePromptDetectFace": (["face_model", "image", "pick", "index"], ["face", "crop"]),
+    "ImagePromptFaceFromTensor": (["embedding", "crop"], ["face"]),
+    "ImagePromptEncodeFace": (
+        ["ip_adapter", "face", "clip_vision", "structure_weight"],
+        ["image_prompt"],
+    ),
+    "ImagePromptFaceLoRA": (["model", "ip_adapter", "strength", "lora_name"], ["model"]),
+    "ImagePromptConvert": (["adapter_name", "variant", "filename_prefix"], []),
     "ImagePromptJoin": (["first", "second"], ["image_prompt"]),
     "ImagePromptApply": (
         ["model", "ip_adapter", "image_prompt", "weight", "start_at", "end_at", "mask"],

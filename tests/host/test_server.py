@@ -29,7 +29,7 @@ pytestmark = pytest.mark.host
 
 NODES = {
     "ImagePromptLoadAdapter": "Load IP-Adapter",
-    "ImagePromptLoadOpenCLIP": "Load OpenCLIP Image Encoder",
+    "ImagePromptLoadEncoder": "Load Image Encoder",
     "ImagePromptEncode": "Encode Image Prompt",
     "ImagePromptJoin": "Join Image Prompts",
     "ImagePromptApply": "Apply IP-Adapter",
@@ -102,7 +102,7 @@ def test_saved_image_prompt_gives_the_same_picture(server: Server) -> None:
 
 def test_encoder_of_the_original_release_gives_nearly_the_same_picture(server: Server) -> None:
     name = OPENCLIP.name
-    original = replaced(GOOD, "CLIPVisionLoader", "ImagePromptLoadOpenCLIP", encoder_name=name)
+    original = replaced(GOOD, "CLIPVisionLoader", "ImagePromptLoadEncoder", encoder_name=name)
     expected = picture(server.run(GOOD, timeout=300))
     # Measured: 1 of 255, where a weight of 0.6 instead of 0.7 makes a difference of 217.
     assert np.abs(picture(server.run(original, timeout=300)) - expected).max() <= 2

@@ -126,8 +126,8 @@ def many_tokens() -> Json:
 
 def reference(number: int) -> bytes:
     """A PNG of one colour and a slanted edge, 1024 x 1024: 12 MB once loaded."""
-    image = Image.new("RGB", (1024, 1024), (40, 12 * number % 256, 220 - 9 * number))
-    image.paste((200, 180, 7 * number), (0, 0, 100 + 30 * number, 512))
+    image = Image.new("RGB", (1024, 1024), (40, 12 * number % 256, -9 * number % 256))
+    image.paste((200, 180, 7 * number % 256), (0, 0, 100 + 30 * number, 512))
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return file.getvalue()
@@ -139,6 +139,9 @@ def test_memory_does_not_grow_with_prompts(server: Server) -> None:
     Measured on Linux: 0.5 MB after all twenty. The limit is 1 MB per prompt. A run that is kept
     (keys and values of 512 tokens in 16 layers) was seen as 26 MB per prompt, a reference that is
     kept as 13 MB; an adapter would be 10 MB, an image prompt 3 MB. The frozen pack lost 194 MB.
+
+    An allocator takes a step of its own now and then: 24 MB were seen once on a busy machine. So
+    what is too much is looked at again. A step does not come back; what is kept, is kept each time.
     """
     prompt = many_tokens()
     seen: set[bytes] = set()
@@ -150,15 +153,17 @@ def test_memory_does_not_grow_with_prompts(server: Server) -> None:
             if turn < references:
                 server.upload_image(f"reference_{number}.png", reference(number))
                 prompt = changed(prompt, "LoadImage", image=f"reference_{number}.png")
-            prompt = changed(prompt, APPLY, weight=0.3 + 0.05 * number)
+            prompt = changed(prompt, APPLY, weight=0.3 + 0.02 * number)
             seen.add(sampled(server, prompt).tobytes())
 
     run(5, references=2)
-    before = server.rss_bytes()
-    run(20, references=12)
-    grown = server.rss_bytes() - before
-    assert len(seen) == 25
-    assert grown < 20 * 1e6
+    rounds: list[float] = []
+    while len(rounds) < 3 and not any(grown < 20 * 1e6 for grown in rounds):
+        before = server.private_bytes()
+        run(20, references=12)
+        rounds.append(server.private_bytes() - before)
+    assert len(seen) == 5 + 20 * len(rounds)
+    assert min(rounds) < 20 * 1e6, rounds
 
 
 # Refused before anything runs

@@ -1,24 +1,55 @@
-"""Which tensors the published files of the Stable Diffusion 1.5 family hold: key -> shape.
+"""Which tensors the published files of the Stable Diffusion families hold: key -> shape.
 
 Each function walks a network in the order of its paper and writes down the names that the released
 checkpoints use. Nothing here holds numbers: `models.py` fills the tables with random ones.
 
-Sources: Stable Diffusion v1 (`v1-inference.yaml`), ControlNet 1.1 (`cldm_v15.yaml`), T2I-Adapter,
+Sources: Stable Diffusion v1 (`v1-inference.yaml`), v2 (`v2-inference.yaml`) and XL
+(`sd_xl_base.yaml`), Kolors (`unet/config.json`), ControlNet 1.1 (`cldm_v15.yaml`), T2I-Adapter,
 TAESD, CLIP ViT-L/14 text and OpenCLIP ViT-H/14 image towers as Hugging Face names them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 Shape = tuple[int, ...]
 Layout = dict[str, Shape]
 
-TEXT_WIDTH = 768
-"""Width of the CLIP ViT-L/14 text states that cross-attention reads."""
 
-MULTIPLIERS = (1, 2, 4, 4)
+@dataclass(frozen=True)
+class Topology:
+    """What tells the UNets of the families apart, but for their width.
+
+    Attributes:
+        multipliers: Width of each resolution level, as a multiple of the first.
+        depths: Transformer blocks in each attention layer of a level.
+        middle: Transformer blocks in the middle.
+        context: Width of the text states that cross-attention reads.
+        is_linear: Whether transformers are entered by a Linear or by a 1 x 1 convolution.
+        label: Width of the vector embedded beside the time: pooled text and picture sizes.
+        states: Width of text states that a Linear of the UNet first turns into `context`.
+    """
+
+    multipliers: tuple[int, ...]
+    depths: tuple[int, ...]
+    middle: int
+    context: int
+    is_linear: bool = False
+    label: int | None = None
+    states: int | None = None
+
+
+SD15 = Topology((1, 2, 4, 4), (1, 1, 1, 0), 1, context=768)
+SD2 = Topology((1, 2, 4, 4), (1, 1, 1, 0), 1, context=1024, is_linear=True)
+SDXL = Topology((1, 2, 4), (0, 2, 10), 10, context=2048, is_linear=True, label=2816)
+KOLORS = Topology((1, 2, 4), (0, 2, 10), 10, context=2048, is_linear=True, label=5632, states=4096)
+
+TEXT_WIDTH = SD15.context
+"""Width of CLIP ViT-L/14's text states."""
+
+MULTIPLIERS = SD15.multipliers
 """Width of each SD 1.5 resolution level, as a multiple of the first."""
 
 
@@ -49,82 +80,93 @@ def _attention(name: str, width: int, context: int) -> Layout:
     )
 
 
-def _transformer(name: str, width: int) -> Layout:
-    block = f"{name}.transformer_blocks.0"
-    return (
-        _layer(f"{name}.norm", width)
-        | _layer(f"{name}.proj_in", width, width, 1, 1)
-        | _attention(f"{block}.attn1", width, width)
-        | _layer(f"{block}.ff.net.0.proj", 8 * width, width)
-        | _layer(f"{block}.ff.net.2", width, 4 * width)
-        | _attention(f"{block}.attn2", width, TEXT_WIDTH)
-        | _layer(f"{block}.norm1", width)
-        | _layer(f"{block}.norm2", width)
-        | _layer(f"{block}.norm3", width)
-        | _layer(f"{name}.proj_out", width, width, 1, 1)
-    )
+def _transformer(name: str, width: int, topology: Topology, depth: int) -> Layout:
+    kernel = () if topology.is_linear else (1, 1)
+    layout = _layer(f"{name}.norm", width) | _layer(f"{name}.proj_in", width, width, *kernel)
+    for number in range(depth):
+        block = f"{name}.transformer_blocks.{number}"
+        layout |= (
+            _attention(f"{block}.attn1", width, width)
+            | _layer(f"{block}.ff.net.0.proj", 8 * width, width)
+            | _layer(f"{block}.ff.net.2", width, 4 * width)
+            | _attention(f"{block}.attn2", width, topology.context)
+            | _layer(f"{block}.norm1", width)
+            | _layer(f"{block}.norm2", width)
+            | _layer(f"{block}.norm3", width)
+        )
+    return layout | _layer(f"{name}.proj_out", width, width, *kernel)
 
 
-def _input_blocks(channels: int, latent_channels: int) -> Iterator[tuple[Layout, int]]:
-    """The twelve blocks of the way down, each with its width."""
+def _input_blocks(
+    channels: int, latent_channels: int, topology: Topology
+) -> Iterator[tuple[Layout, int]]:
+    """The blocks of the way down, each with its width."""
     yield _layer("input_blocks.0.0", channels, latent_channels, 3, 3), channels
     width, number = channels, 1
-    for level, multiplier in enumerate(MULTIPLIERS):
+    for level, multiplier in enumerate(topology.multipliers):
         for _ in range(2):
             name = f"input_blocks.{number}"
             layout = _residual(f"{name}.0", width, channels * multiplier, 4 * channels)
             width = channels * multiplier
-            if level < 3:
-                layout |= _transformer(f"{name}.1", width)
+            if topology.depths[level]:
+                layout |= _transformer(f"{name}.1", width, topology, topology.depths[level])
             yield layout, width
             number += 1
-        if level < 3:
+        if level < len(topology.multipliers) - 1:
             yield _layer(f"input_blocks.{number}.0.op", width, width, 3, 3), width
             number += 1
 
 
-def _time_and_middle(channels: int) -> Layout:
-    time_width, width = 4 * channels, channels * MULTIPLIERS[-1]
+def _time_and_middle(channels: int, topology: Topology) -> Layout:
+    time_width, width = 4 * channels, channels * topology.multipliers[-1]
+    layout = _layer("time_embed.0", time_width, channels)
+    layout |= _layer("time_embed.2", time_width, time_width)
+    if topology.label is not None:
+        layout |= _layer("label_emb.0.0", time_width, topology.label)
+        layout |= _layer("label_emb.0.2", time_width, time_width)
     return (
-        _layer("time_embed.0", time_width, channels)
-        | _layer("time_embed.2", time_width, time_width)
+        layout
         | _residual("middle_block.0", width, width, time_width)
-        | _transformer("middle_block.1", width)
+        | _transformer("middle_block.1", width, topology, topology.middle)
         | _residual("middle_block.2", width, width, time_width)
     )
 
 
-def unet(channels: int, latent_channels: int = 4) -> Layout:
-    """The SD 1.5 UNet: sixteen cross-attention layers.
+def unet(channels: int, latent_channels: int = 4, topology: Topology = SD15) -> Layout:
+    """A UNet in the names of the original releases.
 
     Args:
         channels: Width of the first level (320 in the released files).
         latent_channels: 4, or 9 for the inpainting UNet (latent, mask, masked image).
+        topology: Of which family; SD 1.5 has sixteen cross-attention layers, SDXL seventy.
     """
-    layout = _time_and_middle(channels)
+    layout = _time_and_middle(channels, topology)
     skips: list[int] = []
-    for block, width in _input_blocks(channels, latent_channels):
+    for block, width in _input_blocks(channels, latent_channels, topology):
         layout |= block
         skips.append(width)
     width = skips[-1]
-    for number in range(12):
-        level = 3 - number // 3
-        name = f"output_blocks.{number}"
+    last = len(topology.multipliers) - 1
+    for number in range(3 * (last + 1)):
+        level = last - number // 3
+        name, depth = f"output_blocks.{number}", topology.depths[level]
         layout |= _residual(
-            f"{name}.0", width + skips.pop(), channels * MULTIPLIERS[level], 4 * channels
+            f"{name}.0", width + skips.pop(), channels * topology.multipliers[level], 4 * channels
         )
-        width = channels * MULTIPLIERS[level]
-        if level < 3:
-            layout |= _transformer(f"{name}.1", width)
+        width = channels * topology.multipliers[level]
+        if depth:
+            layout |= _transformer(f"{name}.1", width, topology, depth)
         if level > 0 and number % 3 == 2:
-            layout |= _layer(f"{name}.{1 if level == 3 else 2}.conv", width, width, 3, 3)
+            layout |= _layer(f"{name}.{2 if depth else 1}.conv", width, width, 3, 3)
+    if topology.states is not None:
+        layout |= _layer("encoder_hid_proj", topology.context, topology.states)
     return layout | _layer("out.0", channels) | _layer("out.2", 4, channels, 3, 3)
 
 
 def controlnet(channels: int) -> Layout:
     """A ControlNet 1.1: the UNet's way down, a hint encoder and the "zero convolutions"."""
-    layout = _time_and_middle(channels)
-    for number, (block, width) in enumerate(_input_blocks(channels, 4)):
+    layout = _time_and_middle(channels, SD15)
+    for number, (block, width) in enumerate(_input_blocks(channels, 4, SD15)):
         layout |= block | _layer(f"zero_convs.{number}.0", width, width, 1, 1)
     hint = (3, 16, 16, 32, 32, 96, 96, 256, channels)
     for step, (width_in, width) in enumerate(pairwise(hint)):

@@ -1,7 +1,7 @@
 """Small random model files that ComfyUI's own loaders accept, under the names that users have.
 
 The shipped workflows therefore run unchanged on a machine without downloads or a GPU. Everything is
-"nano": true Stable Diffusion 1.5 topology, one tenth of its width. Exceptions are the text encoder
+"nano": true topology of its family, one tenth of its width. Exceptions are the text encoder
 and the image encoder, which the host only knows in full size. Pictures made with these files are
 patches of colour: what steers them can be tested, what they show cannot.
 
@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from . import adapters, layouts, seeing
+from . import adapters, catalogue, layouts, seeing
 
 FIXTURE_PACK = Path(__file__).parent / "fixture_pack"
 """A custom-node folder for the host; it registers the nano UNets and holds no nodes."""
@@ -42,6 +42,9 @@ DEPTH_CONTROL = Path("controlnet/control_v11f1p_sd15_depth_fp16.safetensors")
 DEPTH_T2I = Path("controlnet/t2iadapter_depth_sd15v2.pth")
 ADAPTER_BASE = Path("ipadapter/ip-adapter_sd15.safetensors")
 ADAPTER_PLUS = Path("ipadapter/ip-adapter-plus_sd15.safetensors")
+UNET_SD2 = Path("diffusion_models/nano_sd2.safetensors")
+UNET_SDXL = Path("diffusion_models/nano_sdxl.safetensors")
+UNET_KOLORS = Path("diffusion_models/nano_kolors.safetensors")
 
 Weights = dict[str, Tensor]
 Progress = Callable[[str], None]
@@ -150,9 +153,11 @@ def to_openclip(vision: Weights) -> Weights:
 def _stamp(relative: Path) -> str:
     """Changes whenever the code that makes a file does."""
     sources = [Path(__file__), Path(layouts.__file__)]
-    more = {"ipadapter": adapters.__file__, "checkpoints": seeing.__file__}
-    if relative.parent.name in more:
-        sources.append(Path(more[relative.parent.name]))
+    more = {
+        "ipadapter": (adapters.__file__, catalogue.__file__),
+        "checkpoints": (seeing.__file__,),
+    }
+    sources += [Path(source) for source in more.get(relative.parent.name, ())]
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
@@ -213,10 +218,25 @@ def build_adapters(base: Path, progress: Progress = _silent) -> None:
     _build(base, ADAPTER_PLUS, lambda: adapters.plus_sd15(widths=widths), progress)
 
 
+def build_unets(base: Path, progress: Progress = _silent) -> None:
+    """Nano UNets of the other families, alone as the host's loader of diffusion models takes them.
+
+    22, 114 and 131 MB: SDXL and Kolors read text states of full width in 70 layers.
+    """
+    for path, topology in (
+        (UNET_SD2, layouts.SD2),
+        (UNET_SDXL, layouts.SDXL),
+        (UNET_KOLORS, layouts.KOLORS),
+    ):
+        layout = layouts.unet(CHANNELS, topology=topology)
+        _build(base, path, lambda layout=layout, name=path.stem: fill(layout, name), progress)
+
+
 def build_models(base: Path, progress: Progress | None = None) -> None:
     """Everything the shipped workflows name; files already built are left alone.
 
-    The OpenCLIP twin of the image encoder is left out; see `build_openclip`.
+    Left out: the OpenCLIP twin of the image encoder (`build_openclip`) and the UNets of other
+    families (`build_unets`).
 
     Args:
         base: The host's base directory; files go to `base/models/...`.
@@ -229,3 +249,4 @@ def build_models(base: Path, progress: Progress | None = None) -> None:
 if __name__ == "__main__":
     build_models(Path(sys.argv[1]), print)
     build_openclip(Path(sys.argv[1]), print)
+    build_unets(Path(sys.argv[1]), print)
