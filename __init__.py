@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+WEB_DIRECTORY = "./web"
+"""The host's page finds the nodes' help in `web/docs`."""
+
 
 async def comfy_entrypoint() -> Any:
     """Return the pack's extension to the host."""

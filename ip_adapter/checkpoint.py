@@ -109,18 +109,6 @@ def read(
     return _identified(path, read_tensors(path), metadata, clues)
 
 
-def peek(path: Path, sha256: Callable[[], str] | None = None) -> AdapterSpec:
-    """Say what a file holds without reading the weights of a safetensors file.
-
-    Raises:
-        CheckpointError: See `read`.
-        IncompatibleModelError: See `read`.
-    """
-    metadata = read_metadata(path)
-    clues = Clues(metadata=metadata, sha256=sha256)
-    return _identified(path, read_shapes(path), metadata, clues).spec
-
-
 def load_adapter(path: Path, ops: Ops = nn) -> IPAdapter:
     """Read and build an adapter; see `read` and `Checkpoint.build`."""
     return read(path).build(ops)
@@ -234,6 +222,11 @@ def _read_pickle(path: Path, *, is_zip: bool) -> Tensors:
         raise CheckpointError(
             f"'{path.name}' is a truncated torch file: its archive has no end "
             f"({path.stat().st_size} bytes on disk). {_AGAIN}"
+        )
+    if is_zip and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
+        raise CheckpointError(
+            f"'{path.name}' is a TorchScript program, not a file of weights, and was not run. Get "
+            "the .safetensors version of this file."
         )
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)

@@ -23,7 +23,7 @@ ROOMS = [
     {"convert"},
     {"__main__"},
 ]
-"""A file imports from its own row's predecessors only; `host` sits above all of them, `nodes` above `host`."""
+"""A file imports from rows above its own only; the last of all are `host`, then `nodes`."""
 
 FILES = sorted(LIBRARY.glob("*.py"))
 HOST_FILES = sorted((LIBRARY / "host").glob("*.py"))

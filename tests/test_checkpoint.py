@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,6 +119,13 @@ def _cut(write: Callable[[adapters.Tensors, Path], Path]) -> Callable[[Path], No
     return damage
 
 
+def _torchscript(path: Path) -> None:
+    """The container of OpenAI's original CLIP files: an archive with code in it."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/code/__torch__.py", "class Model: pass")
+        archive.writestr("model/data.pkl", b"")
+
+
 def _legacy(tensors: adapters.Tensors, path: Path) -> Path:
     return adapters.write_bin(tensors, path, legacy=True)
 
@@ -136,6 +144,7 @@ def _legacy(tensors: adapters.Tensors, path: Path) -> Path:
         (_cut(adapters.write_bin), "truncated torch file"),
         (_cut(_legacy), "damaged torch file"),
         (lambda path: torch.save({"image_proj": Code()}, path), "could run code"),
+        (_torchscript, "a TorchScript program"),
         (
             lambda path: torch.save(Code(), path, _use_new_zipfile_serialization=False),
             "could run code",

@@ -26,6 +26,9 @@ INSIDE = "inside"
 RANK = 128
 """Rank of the LoRA of every published FaceID adapter."""
 
+_VAGUE = GUESSED - {"name"}
+"""A file that is called as it was published is believed here."""
+
 _HEADER = 1 << 20  # bytes that a LoRA's header and metadata may take
 _LISTED = 20  # files that a message lists
 
@@ -58,7 +61,7 @@ def find(model: Any, purpose: Purpose, *, with_lora: bool = True) -> Found:
     """Find the files for a purpose and a MODEL, whatever they are called.
 
     The first published adapter of the purpose is taken whose image encoder and LoRA are there too.
-    Adapters that are known come before those whose tensors leave it to a guess which they are.
+    Adapters that are known, or named, come before those of which nothing says which they are.
 
     Args:
         model: The host's MODEL; its layers say the family.
@@ -78,7 +81,7 @@ def find(model: Any, purpose: Purpose, *, with_lora: bool = True) -> Found:
     order = {row.variant: number for number, row in enumerate(rows)}
     candidates = sorted(
         (one for one in present if one.spec.family == family and one.spec.variant in order),
-        key=lambda one: (one.spec.evidence in GUESSED, order[one.spec.variant]),
+        key=lambda one: (one.spec.evidence in _VAGUE, order[one.spec.variant]),
     )
     if not candidates:
         raise _no_adapter(purpose, rows, present)

@@ -11,7 +11,7 @@ import comfy.lora
 import comfy.lora_convert
 from torch import Tensor
 
-from .. import checkpoint
+from .. import catalogue, checkpoint
 from ..errors import CheckpointError, IncompatibleModelError
 from ..refusals import some
 from .adapters import LoadedAdapter
@@ -48,6 +48,14 @@ def companion(path: Path) -> dict[str, Tensor]:
             "companion file of the adapter, named ..._lora.safetensors."
         )
     return found
+
+
+def is_missing(adapter: LoadedAdapter, model: Any) -> bool:
+    """Whether an adapter was trained with a LoRA and no attention layer of a MODEL has any."""
+    row = catalogue.lookup(adapter.spec.family, adapter.spec.variant)
+    if adapter.spec.lora_rank is None and (row is None or row.lora is None):
+        return False
+    return not any(".attn1.to_q." in str(key) for key in model.patches)
 
 
 def apply(model: Any, lora: Mapping[str, Tensor], strength: float, label: str) -> tuple[Any, str]:

@@ -22,7 +22,7 @@ from .. import masks
 from ..errors import IncompatibleModelError, InfluenceError
 from ..layers import Address
 from ..prompt import ImagePrompt
-from . import unet
+from . import face_lora, unet
 from .adapters import LoadedAdapter
 from .run import Entry, LiveLayers, PromptCond, Run
 
@@ -174,6 +174,8 @@ def apply(
         + (", masked" if mask is not None else "")
         + (f"; image prompt {len(entries)} on this model" if len(entries) > 1 else "")
     )
+    if face_lora.is_missing(adapter, model):
+        report += "; its LoRA is not on this model, so the likeness is weak: Apply FaceID LoRA"
     log.info("IP-Adapter: %s applied to %s", adapter.label, report)
     return patched, report
 

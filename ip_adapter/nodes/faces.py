@@ -11,13 +11,9 @@ from ..faces import By, Pick, from_tensor
 from ..host import faces
 from ..host.features import schema, show_on_node
 from .common import CATEGORY, FaceModelType, FaceType
-from .common import CATEGORY
 
 PREVIEW = 224
 """Side of the crop that is shown, in pixels."""
-
-FaceModelType = io.Custom("FACE_MODEL")
-FaceType = io.Custom("FACE")
 
 
 class LoadFaceModel(io.ComfyNode):

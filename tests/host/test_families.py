@@ -174,6 +174,18 @@ def test_the_lora_inside_a_faceid_file_and_its_companion(
     assert torch.equal(world.sample(none, family, sample), world.sample(model, family, sample))
 
 
+def test_a_missing_lora_is_mentioned(world: World, folder: Path) -> None:
+    apply = world.host.library("ip_adapter.host.patching").apply
+    face_lora = world.host.library("ip_adapter.host.face_lora")
+    model, adapter = world.model("SD 1.5"), world.load("faceid_sd15", folder)
+    prompt = world.encode(adapter)
+    assert "Apply FaceID LoRA" in apply(model, adapter, prompt)[1]
+    with_lora, _ = face_lora.apply(model, face_lora.inside(adapter), 0.6, "it")
+    assert "LoRA" not in apply(with_lora, adapter, prompt)[1]
+    portrait = world.load("portrait_sd15", folder)
+    assert "LoRA" not in apply(model, portrait, world.encode(portrait))[1]
+
+
 def test_a_lora_for_another_model_is_refused_and_a_part_is_reported(
     world: World, folder: Path
 ) -> None:

@@ -163,6 +163,7 @@ def test_memory_does_not_grow_with_prompts(server: Server) -> None:
         run(20, references=12)
         rounds.append(server.private_bytes() - before)
     assert len(seen) == 5 + 20 * len(rounds)
+    print("grown, MB:", [round(grown / 1e6, 1) for grown in rounds])
     assert min(rounds) < 20 * 1e6, rounds
 
 
