@@ -421,6 +421,11 @@ PUBLISHED: tuple[Published, ...] = (
 """In order of preference: the first of a purpose is what an automatic loader takes."""
 
 
+def recogniser(family: Family, variant: str) -> str:
+    """The face recogniser whose vectors an adapter was trained with, by its pack's name."""
+    return "antelopev2" if family == KOLORS or variant == "instantid" else "buffalo_l"
+
+
 def variants(family: Family) -> tuple[Published, ...]:
     """The published adapters of a family."""
     return tuple(row for row in PUBLISHED if row.family == family)

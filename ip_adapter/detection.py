@@ -1,8 +1,9 @@
 """From tensor names and shapes to an adapter's spec.
 
-Tensors decide first. Where several published adapters have equal tensors, the file's SHA-256
-decides, then its metadata; then its name is believed, then its precision, and the spec says that
-it was a guess. A user's choice overrides all of them, within what the tensors allow.
+Tensors decide first. Where several published adapters have equal tensors, the file's metadata
+decides (`convert` writes it), then its SHA-256; then its name is believed, then its precision, and
+the spec says that it was a guess. A user's choice overrides all of them, within what the tensors
+allow.
 """
 
 from __future__ import annotations

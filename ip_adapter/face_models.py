@@ -56,7 +56,7 @@ AUTO = "auto"
 
 WHERE = (
     "https://github.com/deepinsight/insightface/releases (buffalo_l.zip for most FaceID adapters, "
-    "antelopev2.zip for Kolors). These packs are for non-commercial research only."
+    "antelopev2.zip for InstantID and Kolors). These packs are for non-commercial research only."
 )
 """Where the packs are, and under which terms."""
 

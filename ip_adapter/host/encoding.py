@@ -10,7 +10,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from .. import images, prompt
+from .. import catalogue, images, prompt
 from ..encoders import ENCODERS, Encoder
 from ..errors import ImageError, IncompatibleModelError
 from ..faces import Faces
@@ -87,6 +87,15 @@ def encode_faces(
             "FaceID, portrait or InstantID adapter."
         )
     vectors = faces.normed() if kind == "normed" else faces.embeddings
+    wanted = catalogue.recogniser(spec.family, spec.variant)
+    if faces.label in {"buffalo_l", "antelopev2"} - {wanted}:
+        log.warning(
+            "IP-Adapter: %s was trained with the face model %s, and this face was read with %s; "
+            "the likeness will be weak",
+            adapter.label,
+            wanted,
+            faces.label,
+        )
     if kind == "raw" and torch.allclose(vectors.norm(dim=-1), torch.ones(len(vectors)), atol=0.01):
         log.warning(
             "IP-Adapter: %s was trained with face vectors as the recogniser gives them, and these "

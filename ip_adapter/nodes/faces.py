@@ -38,7 +38,7 @@ class LoadFaceModel(io.ComfyNode):
                     "pack_name",
                     options=faces.choices(),
                     tooltip="A folder with the .onnx files of a pack: buffalo_l for most FaceID "
-                    "adapters, antelopev2 for Kolors.",
+                    "adapters, antelopev2 for InstantID and Kolors.",
                 ),
                 io.Combo.Input(
                     "provider",

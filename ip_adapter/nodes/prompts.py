@@ -188,7 +188,7 @@ class EncodeFace(io.ComfyNode):
                     max=5.0,
                     step=0.05,
                     optional=True,
-                    tooltip="FaceID-PlusV2 only: how much the structure of the face counts against "
+                    tooltip="FaceID-PlusV2 and Kolors' FaceID-Plus only: how much the structure of the face counts against "
                     "its identity.",
                 ),
             ],

@@ -276,6 +276,22 @@ def test_a_normed_vector_for_a_raw_adapter_is_noticed(
     assert "length 1" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("row", "pack"), [("instantid", "antelopev2"), ("portrait_sd15", "buffalo_l")]
+)
+def test_a_face_read_with_another_model_is_noticed(
+    world: World, folder: Path, caplog: pytest.LogCaptureFixture, row: str, pack: str
+) -> None:
+    faces = world.host.library("ip_adapter.faces")
+    encode = world.host.library("ip_adapter.host.encoding").encode_faces
+    adapter = world.load(row, folder)
+    for label in ("antelopev2", "buffalo_l", "from a tensor", "my own model"):
+        caplog.clear()
+        encode(adapter, faces.Faces(20 * draw(1, 512), (), None, label), None, 1.0)
+        expected = label in ("antelopev2", "buffalo_l") and label != pack
+        assert (f"trained with the face model {pack}" in caplog.text) == expected
+
+
 def test_what_is_missing_is_asked_for(world: World, folder: Path) -> None:
     encoding = world.host.library("ip_adapter.host.encoding")
     faces = world.host.library("ip_adapter.faces")

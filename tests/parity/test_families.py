@@ -1,5 +1,6 @@
 """One denoising prediction with every published adapter that diffusers knows, LoRA included.
 
+Files of equal layout are here once.
 Narrow UNets of the true topology, projections in their published sizes; `test_denoising` has the
 real width. The reference is diffusers throughout: loader, projection, attention and, for FaceID,
 its LoRA through PEFT.
@@ -43,11 +44,9 @@ class Case:
 
 CASES: dict[str, Case] = {
     "sd15": Case(POOLED_H),
-    "sd15_light_v11": Case(POOLED_H),
     "sd15_vit-G": Case(POOLED_G),
     "plus_sd15": Case(HIDDEN),
     "full-face_sd15": Case(HIDDEN),
-    "composition_sd15": Case(HIDDEN),
     "faceid_sd15": Case(face=True),
     "faceid-plus_sd15": Case(HIDDEN, face=True),
     "faceid-plusv2_sd15": Case(HIDDEN, face=True, structure=1.0),

@@ -6,6 +6,7 @@ formulas are worth is checked too: they give what diffusers gives for an adapter
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,9 @@ def check_prediction(
         tokens: The reference's tokens, as keys and values read them.
         weight: The paper's lambda.
     """
-    unet, given = pair.reference, unets.inputs(pair.family)
-    before = dict(unet.attn_processors)
+    unet, given = copy.deepcopy(pair.reference), unets.inputs(pair.family)
     plain.install(unet, pair.family, [plain.ImageBranch(weights, tokens, weight)])
     expected = unets.guided(reference.predict(unet, given), cfg=7.5)
-    unet.set_attn_processor(before)
     found = unets.predict(unets.apply(pair.model, adapter, found_tokens, weight=weight), given)
     bare = unets.predict(pair.model, given)
     print(f"{relative_error(found, expected):.1e}, {relative_error(found, bare):.1e}")
@@ -83,7 +82,7 @@ def test_the_formulas_are_those_of_diffusers(sd15: unets.Pair) -> None:
     features, given = draw(2, 257, 1280, seed=3), unets.inputs("SD 1.5")
     loaded = reference.load(sd15.reference, [tensors], [0.7])
     expected = reference.predict(loaded, given, [features[:, None]])
-    nested, unet = adapters.nested(tensors), unets.in_diffusers("SD 1.5")
+    nested, unet = adapters.nested(tensors), copy.deepcopy(sd15.reference)
     tokens = plain.resampler(nested["image_proj"], features)
     plain.install(unet, "SD 1.5", [plain.ImageBranch(nested["ip_adapter"], tokens, 0.7)])
     assert_close(reference.predict(unet, given), expected, relative=1e-4)

@@ -8,6 +8,7 @@ tokens, where both give zeros and ones, and grey masks are compared with the for
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def on_host(
     return unets.predict(model, unets.inputs(pair.family, size))
 
 
-@pytest.mark.parametrize("weight", [-0.6, 0.3, 2.0])
+@pytest.mark.parametrize("weight", [-0.6, 0.0, 0.3, 2.0])
 def test_weights(sd15: unets.Pair, weight: float, tmp_path: Path) -> None:
     file = loaded("sd15", tmp_path)
     found = on_host(sd15, [(file, {"weight": weight})])
@@ -264,7 +265,7 @@ def test_a_grey_mask_is_averaged(sd15: unets.Pair, shape: str, tmp_path: Path) -
         cells = mask.reshape(8 * height // step, step, 8 * width // step, step)
         return cells.mean((1, 3)).reshape(count, 1)
 
-    unet = unets.in_diffusers("SD 1.5")
+    unet = copy.deepcopy(sd15.reference)
     weights = adapters.nested(file.tensors)["ip_adapter"]
     tokens = reference.projection(file.tensors)(file.features)
     plain.install(unet, "SD 1.5", [plain.ImageBranch(weights, tokens, 0.8, weigh)])

@@ -6,7 +6,7 @@ have the topology of the released UNets at a tenth of the width, as the fixture 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -110,33 +110,45 @@ def inputs(family: str, size: tuple[int, int] = (16, 16)) -> Inputs:
     return Inputs(draw(1, 4, *size, seed=1), draw(2, 77, TEXT[family], seed=2), pooled)
 
 
-def in_diffusers(family: str, *, narrow: bool = True) -> Any:
-    """A UNet of random weights."""
+def _empty(config: Mapping[str, Any]) -> Any:
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**CONFIGS[family] | (NARROW[family] if narrow else {}))
+        return UNet2DConditionModel(**config)
+
+
+def _weights(unet: Any) -> dict[str, Tensor]:
+    """Random ones, rounded to half precision but for their type."""
     noise = Noise("parity")
     weights = {}
     for key, value in unet.state_dict().items():
         if value.ndim > 1:
-            weights[key] = noise.draw(tuple(value.shape), value[0].numel() ** -0.5).float()
+            weights[key] = noise.draw(tuple(value.shape), value[0].numel() ** -0.5)
         else:
-            weights[key] = noise.draw(tuple(value.shape), 0.05).float()
-            weights[key] += float(key.endswith(".weight"))
-    unet.load_state_dict(weights, assign=True)
+            weights[key] = noise.draw(tuple(value.shape), 0.05) + float(key.endswith(".weight"))
+    return weights
+
+
+def _filled(unet: Any, weights: Mapping[str, Tensor]) -> Any:
+    unet.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
     return unet.eval().requires_grad_(False)
 
 
-def on_host(family: str, weights: Mapping[str, Tensor]) -> Any:
-    """A MODEL that holds the same tensors."""
-    host_process.start()
-    import comfy.sd
+def _host_names(family: str, keys: Iterable[str]) -> dict[str, str]:
+    """diffusers' key -> the host's, by the host's own table."""
     import comfy.utils
 
     names = comfy.utils.unet_to_diffusers(_HOST_PLAN[family in POOLED])
     # Of Kolors' own Linear the host knows no name; the packs that know it keep diffusers'.
-    renamed = {names.get(key, key): tensor for key, tensor in weights.items()}
+    return {key: names.get(key, key) for key in keys}
+
+
+def _on_host(family: str, weights: Mapping[str, Tensor]) -> Any:
+    """A MODEL that holds these tensors, given under diffusers' names."""
+    import comfy.sd
+
+    names = _host_names(family, weights)
+    renamed = {names[key]: tensor for key, tensor in weights.items()}
     model = comfy.sd.load_diffusion_model_state_dict(
         renamed, model_options={"dtype": torch.float32}
     )
@@ -146,19 +158,43 @@ def on_host(family: str, weights: Mapping[str, Tensor]) -> Any:
 
 @dataclass(frozen=True)
 class Pair:
-    """The two sides. Whoever loads an adapter into `reference` loads one into a copy."""
+    """The two sides. Whoever loads an adapter into `reference` loads it into a copy.
+
+    Attributes:
+        family: A key of `CONFIGS`.
+        reference: diffusers' UNet.
+        model: The host's MODEL.
+    """
 
     family: str
     reference: Any
     model: Any
 
 
-def pair(family: str, *, narrow: bool = True) -> Pair:
+def _start() -> None:
     import diffusers
 
     diffusers.logging.set_verbosity_error()  # it warns of every cast of an adapter's float16 file
-    reference = in_diffusers(family, narrow=narrow)
-    return Pair(family, reference, on_host(family, reference.state_dict()))
+    host_process.start()
+
+
+def pair(family: str) -> Pair:
+    """The narrow UNets of a family."""
+    _start()
+    unet = _empty(CONFIGS[family] | NARROW[family])
+    weights = _weights(unet)
+    return Pair(family, _filled(unet, weights), _on_host(family, weights))
+
+
+def wide_pair(family: str) -> Pair:
+    """The UNets in full width. They share their numbers to save memory: no LoRA here."""
+    _start()
+    unet = _empty(CONFIGS[family])
+    weights = _weights(unet)
+    names, model = _host_names(family, weights), _on_host(family, weights)
+    del weights
+    found = model.model.diffusion_model.state_dict()
+    return Pair(family, _filled(unet, {key: found[name] for key, name in names.items()}), model)
 
 
 def guided(rows: Tensor, cfg: float) -> Tensor:
