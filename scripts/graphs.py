@@ -1,225 +1,35 @@
 """The shipped workflows as tables: which nodes, in which columns and groups, joined how.
 
-`workflows.py` lays them out and writes the JSON. An input that is a socket names its source as
-"node.output"; every other input is a widget value. Inputs left out keep the host's defaults.
+`workflows.py` lays them out and writes the JSON.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-Value = str | int | float | bool
-
-CONTROLNETS = "comfyanonymous/ControlNet-v1-1_fp16_safetensors"
-MODELS = {
-    "v1-5-pruned-emaonly-fp16.safetensors": (
-        "checkpoints",
-        "Comfy-Org/stable-diffusion-v1-5-archive",
-        "v1-5-pruned-emaonly-fp16.safetensors",
-    ),
-    "sd-v1-5-inpainting.safetensors": (
-        "checkpoints",
-        "webui/stable-diffusion-inpainting",
-        "sd-v1-5-inpainting.safetensors",
-    ),
-    "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors": (
-        "clip_vision",
-        "h94/IP-Adapter",
-        "models/image_encoder/model.safetensors",
-    ),
-    "ip-adapter_sd15.safetensors": (
-        "ipadapter",
-        "h94/IP-Adapter",
-        "models/ip-adapter_sd15.safetensors",
-    ),
-    "ip-adapter-plus_sd15.safetensors": (
-        "ipadapter",
-        "h94/IP-Adapter",
-        "models/ip-adapter-plus_sd15.safetensors",
-    ),
-    "control_v11p_sd15_openpose_fp16.safetensors": (
-        "controlnet",
-        CONTROLNETS,
-        "control_v11p_sd15_openpose_fp16.safetensors",
-    ),
-    "control_v11f1p_sd15_depth_fp16.safetensors": (
-        "controlnet",
-        CONTROLNETS,
-        "control_v11f1p_sd15_depth_fp16.safetensors",
-    ),
-    "t2iadapter_depth_sd15v2.pth": (
-        "controlnet",
-        "TencentARC/T2I-Adapter",
-        "models/t2iadapter_depth_sd15v2.pth",
-    ),
-}
-"""File name -> folder below models/, Hugging Face repository, file there.
-
-The front end offers to download what is missing, under the name on the left.
-"""
-
-
-@dataclass(frozen=True)
-class Node:
-    """One node of a graph.
-
-    Attributes:
-        kind: The host's node id.
-        inputs: Input name -> "node.output" for a socket, else the widget's value.
-        title: Shown instead of the node's own name.
-    """
-
-    kind: str
-    inputs: dict[str, Value]
-    title: str | None = None
-
-
-@dataclass(frozen=True)
-class Group:
-    """A titled frame around nodes that stand below one another."""
-
-    title: str
-    nodes: dict[str, Node]
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A workflow: its explanation, and columns of groups from left to right."""
-
-    note: str
-    columns: tuple[tuple[Group, ...], ...]
-
-
-# The parts that most workflows share.
-
-
-def _image(name: str, what: str) -> Node:
-    return Node("LoadImage", {"image": f"ip_adapter_{name}.png"}, f"Load Image ({what})")
-
-
-def _models(
-    *control_nets: str,
-    adapter: str = "ip-adapter_sd15.safetensors",
-    checkpoint: str = "v1-5-pruned-emaonly-fp16.safetensors",
-) -> Group:
-    encoder = "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"
-    nodes = {
-        "checkpoint": Node("CheckpointLoaderSimple", {"ckpt_name": checkpoint}),
-        "adapter": Node("ImagePromptLoadAdapter", {"adapter_name": adapter}),
-        "encoder": Node("CLIPVisionLoader", {"clip_name": encoder}),
-    }
-    for number, name in enumerate(control_nets, start=1):
-        nodes[f"net_{number}"] = Node("ControlNetLoader", {"control_net_name": name})
-    return Group("Models", nodes)
-
-
-def _encode(image: str) -> Node:
-    inputs: dict[str, Value] = {
-        "ip_adapter": "adapter.ip_adapter",
-        "clip_vision": "encoder.CLIP_VISION",
-        "image": image,
-        "fit": "crop",
-    }
-    return Node("ImagePromptEncode", inputs)
-
-
-REFERENCE = Group(
-    "Reference image",
-    {"reference": _image("reference", "reference"), "encode": _encode("reference.IMAGE")},
+from scripts.parts import (
+    ENCODER,
+    FACE_PACK,
+    REFERENCE,
+    SAMPLING,
+    SIZE,
+    Graph,
+    Group,
+    Node,
+    Value,
+    apply_prompt,
+    control_net,
+    decode_latent,
+    encode_image,
+    image_prompt,
+    load_image,
+    loaders,
+    result,
+    sample,
+    sampling_after,
+    save_image,
+    text_prompt,
 )
-
-
-def _apply(weight: float, prompt: str = "encode.image_prompt", **mask: str) -> Node:
-    inputs: dict[str, Value] = {
-        "model": "checkpoint.MODEL",
-        "ip_adapter": "adapter.ip_adapter",
-        "image_prompt": prompt,
-        "weight": weight,
-        **mask,
-    }
-    return Node("ImagePromptApply", inputs)
-
-
-def _image_prompt(weight: float, **mask: str) -> Group:
-    return Group("Image prompt", {"apply": _apply(weight, **mask)})
-
-
-def _text(positive: str) -> Group:
-    negative = "monochrome, lowres, bad anatomy, worst quality, low quality"
-    words = {"Positive prompt": positive, "Negative prompt": negative}
-    nodes = {
-        title.split()[0].lower(): Node(
-            "CLIPTextEncode", {"text": text, "clip": "checkpoint.CLIP"}, title
-        )
-        for title, text in words.items()
-    }
-    return Group("Text prompt", nodes)
-
-
-def _sampler(
-    latent: str = "latent.LATENT",
-    positive: str = "positive.CONDITIONING",
-    negative: str = "negative.CONDITIONING",
-    denoise: float = 1.0,
-    seed: int = 42,
-) -> Node:
-    inputs: dict[str, Value] = {
-        "model": "apply.model",
-        "positive": positive,
-        "negative": negative,
-        "latent_image": latent,
-        "seed": seed,
-        "steps": 25,
-        "cfg": 7.0,
-        "sampler_name": "dpmpp_2m",
-        "scheduler": "karras",
-        "denoise": denoise,
-    }
-    return Node("KSampler", inputs)
-
-
-def _decode(sampler: str = "sampler") -> Node:
-    return Node("VAEDecode", {"samples": f"{sampler}.LATENT", "vae": "checkpoint.VAE"})
-
-
-def _save(name: str, decoded: str = "decode") -> Node:
-    prefix = f"ip_adapter/{name}"
-    return Node("SaveImage", {"images": f"{decoded}.IMAGE", "filename_prefix": prefix})
-
-
-EMPTY_LATENT = Node("EmptyLatentImage", {"width": 512, "height": 512})
-SIZE = Group("Size", {"latent": EMPTY_LATENT})
-SAMPLING = Group("Sampling", {"latent": EMPTY_LATENT, "sampler": _sampler(), "decode": _decode()})
-
-
-def _result(name: str) -> Group:
-    return Group("Result", {"save": _save(name)})
-
-
-def _control(
-    net: str,
-    image: str,
-    strength: float,
-    positive: str = "positive.CONDITIONING",
-    negative: str = "negative.CONDITIONING",
-) -> Node:
-    inputs: dict[str, Value] = {
-        "positive": positive,
-        "negative": negative,
-        "control_net": f"{net}.CONTROL_NET",
-        "image": f"{image}.IMAGE",
-        "vae": "checkpoint.VAE",
-        "strength": strength,
-    }
-    return Node("ControlNetApplyAdvanced", inputs)
-
-
-def _sampling_after(control: str, latent: str = "latent.LATENT") -> Group:
-    sampler = _sampler(latent, f"{control}.positive", f"{control}.negative")
-    return Group("Sampling", {"sampler": sampler, "decode": _decode()})
-
-
-# The workflows.
 
 TEXT_AND_IMAGE = Graph(
     "A **reference image** and a **text prompt** together: the picture shows what it should look "
@@ -228,11 +38,11 @@ TEXT_AND_IMAGE = Graph(
     "the text.\n"
     "- **fit**: *crop* encodes the middle of the reference, *pad* all of it.",
     (
-        (_models(),),
+        (loaders(),),
         (REFERENCE,),
-        (_image_prompt(0.7), _text("a lighthouse on a cliff in winter, snow, best quality")),
+        (image_prompt(0.7), text_prompt("a lighthouse on a cliff in winter, snow, best quality")),
         (SAMPLING,),
-        (_result("text_and_image"),),
+        (result("text_and_image"),),
     ),
 )
 
@@ -242,11 +52,11 @@ IMAGE_ONLY = Graph(
     "The *plus* adapter looks at the reference in more detail; with `ip-adapter_sd15` the results "
     "stray further from it.",
     (
-        (_models(adapter="ip-adapter-plus_sd15.safetensors"),),
+        (loaders(adapter="ip-adapter-plus_sd15.safetensors"),),
         (REFERENCE,),
-        (_image_prompt(1.0), _text("")),
+        (image_prompt(1.0), text_prompt("")),
         (SAMPLING,),
-        (_result("image_only"),),
+        (result("image_only"),),
     ),
 )
 
@@ -257,31 +67,31 @@ CONTROLNET_POSE_DEPTH = Graph(
     "A strength of 0 switches a ControlNet off.",
     (
         (
-            _models(
+            loaders(
                 "control_v11p_sd15_openpose_fp16.safetensors",
                 "control_v11f1p_sd15_depth_fp16.safetensors",
             ),
         ),
-        (REFERENCE, Group("Pose", {"pose": _image("pose", "pose")})),
+        (REFERENCE, Group("Pose", {"pose": load_image("pose", "pose")})),
         (
-            _image_prompt(0.7),
-            _text("a dancer on a stage, best quality"),
-            Group("Depth", {"depth": _image("depth", "depth")}),
+            image_prompt(0.7),
+            text_prompt("a dancer on a stage, best quality"),
+            Group("Depth", {"depth": load_image("depth", "depth")}),
         ),
         (
             Group(
                 "Control",
                 {
-                    "control": _control("net_1", "pose", 0.8),
-                    "control_2": _control(
+                    "control": control_net("net_1", "pose", 0.8),
+                    "control_2": control_net(
                         "net_2", "depth", 0.5, "control.positive", "control.negative"
                     ),
                 },
             ),
             SIZE,
         ),
-        (_sampling_after("control_2"),),
-        (_result("controlnet_pose_depth"),),
+        (sampling_after("control_2"),),
+        (result("controlnet_pose_depth"),),
     ),
 )
 
@@ -289,12 +99,12 @@ T2I_ADAPTER = Graph(
     "The **image prompt** gives the look, a **T2I-Adapter** the structure from a depth map.\n\n"
     "A T2I-Adapter is smaller and faster than a ControlNet; the same node loads both.",
     (
-        (_models("t2iadapter_depth_sd15v2.pth"),),
-        (REFERENCE, Group("Depth", {"depth": _image("depth", "depth")})),
-        (_image_prompt(0.7), _text("a valley between mountains, best quality")),
-        (Group("Control", {"control": _control("net_1", "depth", 0.8)}), SIZE),
-        (_sampling_after("control"),),
-        (_result("t2i_adapter"),),
+        (loaders("t2iadapter_depth_sd15v2.pth"),),
+        (REFERENCE, Group("Depth", {"depth": load_image("depth", "depth")})),
+        (image_prompt(0.7), text_prompt("a valley between mountains, best quality")),
+        (Group("Control", {"control": control_net("net_1", "depth", 0.8)}), SIZE),
+        (sampling_after("control"),),
+        (result("t2i_adapter"),),
     ),
 )
 
@@ -313,20 +123,20 @@ IMAGE_TO_IMAGE = Graph(
     "A **photo** keeps its composition and takes the look of the **reference**.\n\n"
     "**denoise** (KSampler) says how much of the photo may change: 0.4 a little, 0.8 almost all.",
     (
-        (_models(),),
-        (REFERENCE, _picture("Photo to repaint", _image("photo", "photo"))),
-        (_image_prompt(0.8), _text("best quality")),
+        (loaders(),),
+        (REFERENCE, _picture("Photo to repaint", load_image("photo", "photo"))),
+        (image_prompt(0.8), text_prompt("best quality")),
         (
             Group(
                 "Sampling",
                 {
                     "latent": Node("VAEEncode", {"pixels": "scale.IMAGE", "vae": "checkpoint.VAE"}),
-                    "sampler": _sampler(denoise=0.6),
-                    "decode": _decode(),
+                    "sampler": sample(denoise=0.6),
+                    "decode": decode_latent(),
                 },
             ),
         ),
-        (_result("image_to_image"),),
+        (result("image_to_image"),),
     ),
 )
 
@@ -335,9 +145,9 @@ INPAINTING = Graph(
     "To paint a mask, right-click the picture and choose *Open in MaskEditor*. Apply IP-Adapter "
     "gets the same mask, so the reference acts only there.",
     (
-        (_models(checkpoint="sd-v1-5-inpainting.safetensors"),),
-        (REFERENCE, _picture("Picture with mask", _image("inpaint", "with mask"))),
-        (_image_prompt(1.0, mask="photo.MASK"), _text("best quality")),
+        (loaders(checkpoint="sd-v1-5-inpainting.safetensors"),),
+        (REFERENCE, _picture("Picture with mask", load_image("inpaint", "with mask"))),
+        (image_prompt(1.0, mask="photo.MASK"), text_prompt("best quality")),
         (
             Group(
                 "Masked picture",
@@ -355,8 +165,8 @@ INPAINTING = Graph(
                 },
             ),
         ),
-        (_sampling_after("inpaint", "inpaint.latent"),),
-        (_result("inpainting"),),
+        (sampling_after("inpaint", "inpaint.latent"),),
+        (result("inpainting"),),
     ),
 )
 
@@ -365,14 +175,14 @@ TWO_REFERENCES = Graph(
     "Chain *Join Image Prompts* for more references. To give each its own weight, use one "
     "*Apply IP-Adapter* for each instead.",
     (
-        (_models(),),
+        (loaders(),),
         (
             REFERENCE,
             Group(
                 "Second reference image",
                 {
-                    "reference_2": _image("reference_2", "second reference"),
-                    "encode_2": _encode("reference_2.IMAGE"),
+                    "reference_2": load_image("reference_2", "second reference"),
+                    "encode_2": encode_image("reference_2.IMAGE"),
                 },
             ),
         ),
@@ -384,13 +194,13 @@ TWO_REFERENCES = Graph(
                         "ImagePromptJoin",
                         {"first": "encode.image_prompt", "second": "encode_2.image_prompt"},
                     ),
-                    "apply": _apply(0.8, "join.image_prompt"),
+                    "apply": apply_prompt(0.8, "join.image_prompt"),
                 },
             ),
-            _text("best quality"),
+            text_prompt("best quality"),
         ),
         (SAMPLING,),
-        (_result("two_references"),),
+        (result("two_references"),),
     ),
 )
 
@@ -399,9 +209,9 @@ def _seed(number: int) -> Group:
     """One picture from a seed of its own. The front end writes the seed into the file's name."""
     name, title = f"sampler_{number}", f"Sampler {number}"
     nodes = {
-        name: replace(_sampler(seed=number), title=title),
-        f"decode_{number}": _decode(name),
-        f"save_{number}": _save(f"seed_%{title}.seed%", f"decode_{number}"),
+        name: replace(sample(seed=number), title=title),
+        f"decode_{number}": decode_latent(name),
+        f"save_{number}": save_image(f"seed_%{title}.seed%", f"decode_{number}"),
     }
     return Group(f"Seed {number}", nodes)
 
@@ -412,10 +222,117 @@ SEED_BATCH = Graph(
     "Every picture has its own seed, which is also in its file name: keep what you like, change "
     "the other seeds and run again. Only the changed ones are made anew.",
     (
-        (_models(),),
+        (loaders(),),
         (REFERENCE, SIZE),
-        (_image_prompt(0.7), _text("a lighthouse on a cliff, best quality")),
+        (image_prompt(0.7), text_prompt("a lighthouse on a cliff, best quality")),
         *((_seed(number),) for number in (1, 2, 3, 4)),
+    ),
+)
+
+AUTOMATIC = Graph(
+    "**Nobody has to pick files that go together.** *Load IP-Adapter (automatic)* looks into the "
+    "installed files and takes the adapter for the **purpose** and for the family of the "
+    "checkpoint, and the image encoder that this adapter was trained with. The files may have any "
+    "name.\n\n"
+    "What it took is written below it. If something is missing, it says what it looked for, what "
+    "is there instead, and where to download it and into which folder. This one needs "
+    "[ip-adapter-plus_sd15](https://huggingface.co/h94/IP-Adapter/tree/main/models) in "
+    "`models/ipadapter` and its `image_encoder/model.safetensors` in `models/clip_vision`.",
+    (
+        (
+            Group(
+                "Models",
+                {
+                    "checkpoint": Node(
+                        "CheckpointLoaderSimple",
+                        {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"},
+                    ),
+                    "adapter": Node(
+                        "ImagePromptAutoLoader", {"model": "checkpoint.MODEL", "purpose": "strong"}
+                    ),
+                },
+            ),
+        ),
+        (
+            Group(
+                "Reference image",
+                {
+                    "reference": load_image("reference", "reference"),
+                    "encode": encode_image("reference.IMAGE", "adapter.clip_vision"),
+                },
+            ),
+        ),
+        (
+            Group("Image prompt", {"apply": apply_prompt(0.7, model="adapter.model")}),
+            text_prompt("a lighthouse on a cliff in winter, snow, best quality"),
+        ),
+        (SAMPLING,),
+        (result("automatic"),),
+    ),
+)
+
+FACE_IDENTITY = Graph(
+    "**The person of a picture in a new one**, with FaceID-PlusV2: who it is comes from a face "
+    "recogniser, what the face looks like from the image encoder.\n\n"
+    "- **Needed**: `python -m pip install onnxruntime` in ComfyUI's Python, and `buffalo_l.zip` of "
+    "the [insightface releases](https://github.com/deepinsight/insightface/releases), unpacked "
+    "into `models/insightface/models/buffalo_l`.\n"
+    "- **Licence**: the face models and the FaceID files are for non-commercial research only.\n"
+    "- **Preview Image** shows the face that was taken; **index** takes another one.\n"
+    "- The **LoRA** belongs to the adapter and is in its file.",
+    (
+        (
+            loaders(adapter="ip-adapter-faceid-plusv2_sd15.bin"),
+            Group(
+                "Face model",
+                {"face_model": Node("ImagePromptLoadFaceModel", {"pack_name": FACE_PACK})},
+            ),
+        ),
+        (
+            Group(
+                "Face",
+                {
+                    "portrait": load_image("face", "face"),
+                    "detect": Node(
+                        "ImagePromptDetectFace",
+                        {
+                            "face_model": "face_model.face_model",
+                            "image": "portrait.IMAGE",
+                            "pick": "largest",
+                            "index": 0,
+                        },
+                    ),
+                    "preview": Node("PreviewImage", {"images": "detect.crop"}),
+                },
+            ),
+        ),
+        (
+            Group(
+                "Image prompt",
+                {
+                    "encode": Node(
+                        "ImagePromptEncodeFace",
+                        {
+                            "ip_adapter": "adapter.ip_adapter",
+                            "face": "detect.face",
+                            "clip_vision": ENCODER,
+                        },
+                    ),
+                    "lora": Node(
+                        "ImagePromptFaceLoRA",
+                        {
+                            "model": "checkpoint.MODEL",
+                            "ip_adapter": "adapter.ip_adapter",
+                            "strength": 0.6,
+                        },
+                    ),
+                    "apply": apply_prompt(0.8, model="lora.model"),
+                },
+            ),
+            text_prompt("portrait of a person as an astronaut, best quality"),
+        ),
+        (SAMPLING,),
+        (result("face_identity"),),
     ),
 )
 
@@ -428,5 +345,7 @@ GRAPHS = {
     "inpainting": INPAINTING,
     "two_references": TWO_REFERENCES,
     "seed_batch": SEED_BATCH,
+    "automatic": AUTOMATIC,
+    "face_identity": FACE_IDENTITY,
 }
 """Every shipped workflow by the name of its file."""

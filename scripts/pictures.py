@@ -1,4 +1,4 @@
-"""Draw the pictures that the shipped workflows load: references, pose, depth map, photo, mask.
+"""Draw the pictures that the shipped workflows load: references, pose, depth map, photo, face.
 
 Drawn rather than photographed, so that they need no licence, no download and no space in the
 repository. All are 512 x 512 and the same on every run.
@@ -20,6 +20,8 @@ Colour = tuple[int, int, int]
 Points = list[tuple[float, float]]
 
 PIECES = 9
+HEAD = 62
+"""Radius of the head in pixels; the detector's smallest search halves it, and sees up to 41."""
 
 
 def _mix(first: Colour, second: Colour, fraction: float) -> Colour:
@@ -182,6 +184,34 @@ def inpaint() -> Image.Image:
     return image
 
 
+def face() -> Image.Image:
+    """A traveller with a red cap, a blue veil and a slit for the eyes, before green hills.
+
+    The synthetic detector (tests/synthetic/face_models.py) takes a disc for a face whose upper half
+    is red and whose lower half is blue. So nothing else may be redder or bluer than it is green.
+    """
+    image = _sky((150, 178, 170), (226, 232, 206))
+    _disc(image, (404, 104), 38, (246, 250, 222))
+    draw = ImageDraw.Draw(image)
+    _hills(draw, 330, 46, (150, 178, 136), 21)
+    _hills(draw, 400, 40, (96, 140, 104), 24)
+    coat: Points = [(72, 512), (92, 420), (134, 346), (196, 304), (316, 304), (378, 346)]
+    draw.polygon(_scaled([*coat, (420, 420), (440, 512)]), fill=(34, 92, 80))
+    draw.polygon(_scaled([(190, 308), (322, 308), (256, 470)]), fill=(82, 150, 118))
+    draw.polygon(_scaled([(206, 286), (306, 286), (322, 308), (190, 308)]), fill=(52, 116, 96))
+    x, y = 256, 238
+    _disc(image, (x, y), HEAD, (40, 52, 214))
+    top, middle, bottom, left = y - HEAD, y - 0.25 * HEAD, y + HEAD, x - HEAD
+    cap = tuple(SMOOTH * edge for edge in (left, top, x + HEAD, bottom))
+    draw.chord(cap, 180, 360, fill=(216, 44, 52))
+    slit = (x - 0.7 * HEAD, middle - 0.13 * HEAD, x + 0.7 * HEAD, middle + 0.13 * HEAD)
+    edges = tuple(SMOOTH * edge for edge in slit)
+    draw.rounded_rectangle(edges, 0.13 * HEAD * SMOOTH, fill=(240, 226, 206))
+    for eye in (x - 0.38 * HEAD, x + 0.38 * HEAD):
+        _disc(image, (eye, middle), 0.09 * HEAD, (30, 34, 32))
+    return _finish(image)
+
+
 PICTURES = {
     "ip_adapter_reference.png": reference,
     "ip_adapter_reference_2.png": reference_2,
@@ -189,6 +219,7 @@ PICTURES = {
     "ip_adapter_depth.png": depth,
     "ip_adapter_photo.png": photo,
     "ip_adapter_inpaint.png": inpaint,
+    "ip_adapter_face.png": face,
 }
 
 

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from scripts.browser import export_prompt, load_workflow, open_page
-from scripts.graphs import GRAPHS, MODELS, Graph, Node
+from scripts.graphs import GRAPHS
 from scripts.host import REPOSITORY, host_version
+from scripts.parts import FACE_FILES, MODELS, Graph, Node
 from scripts.pictures import write_pictures
 from scripts.prompts import FOLDER
 from scripts.server import Server
@@ -43,12 +44,27 @@ WIDE_NODES = {
     "CLIPVisionLoader",
     "CLIPTextEncode",
     "ControlNetLoader",
+    "ImagePromptAutoLoader",
     "ImagePromptLoadAdapter",
     "SaveImage",
 }
-REPORTING = {"ImagePromptLoadAdapter", "ImagePromptEncode", "ImagePromptApply"}
-REPORT = 48  # room for the line of text that appears on these nodes when they have run
-HEIGHTS = {"LoadImage": 360, "CLIPTextEncode": 130, "SaveImage": 420}
+REPORTING = {
+    "ImagePromptApply",
+    "ImagePromptDetectFace",
+    "ImagePromptEncode",
+    "ImagePromptEncodeFace",
+    "ImagePromptFaceLoRA",
+    "ImagePromptLoadAdapter",
+    "ImagePromptLoadFaceModel",
+}
+REPORT = 48  # room for the text that appears on these nodes when they have run
+HEIGHTS = {
+    "LoadImage": 360,
+    "CLIPTextEncode": 130,
+    "PreviewImage": 300,
+    "SaveImage": 420,
+    "ImagePromptAutoLoader": 250,  # with room for its text, of several lines
+}
 GROUP_COLOUR = "#7f9db0"
 COLOURS = {"Positive prompt": ("#232", "#353"), "Negative prompt": ("#322", "#533")}
 
@@ -163,7 +179,8 @@ def _node(node: Node, number: int, interface: Json, host: str) -> Json:
 
 def _note(text: str, number: int) -> Json:
     text = f"{text}\n\n{HINT}"
-    lines = sum(math.ceil(max(len(line), 1) / 60) for line in text.split("\n"))
+    shown = re.sub(r"\]\([^)]*\)", "]", text)  # of a link, its words
+    lines = sum(math.ceil(max(len(line), 1) / 60) for line in shown.split("\n"))
     return {
         "id": number,
         "type": NOTE,
@@ -288,8 +305,9 @@ def build(name: str, graph: Graph, object_info: Json, host: str, front_end: str)
 
 def write_placeholders(base: Path) -> None:
     """Empty files under the models' names, for a host that only lists them; and the pictures."""
-    for name, (folder, *_) in MODELS.items():
-        path = base / "models" / folder / name
+    files = [f"{folder}/{name}" for name, (folder, *_) in MODELS.items()]
+    for file in (*files, *FACE_FILES):
+        path = base / "models" / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     write_pictures(base / "input")

@@ -72,7 +72,40 @@ def decode(image: OutputImage) -> np.ndarray:
         return np.asarray(opened.convert("RGB")).astype(np.int16)
 
 
+def saved(result: Result) -> list[np.ndarray]:
+    """Pixels of what a run saved; previews are left out."""
+    return [decode(image) for image in result.images if image.kind == "output"]
+
+
 def picture(result: Result) -> np.ndarray:
-    """Pixels of a run's only picture."""
-    (image,) = result.images
-    return decode(image)
+    """Pixels of the only picture that a run saved."""
+    (image,) = saved(result)
+    return image
+
+
+@contextlib.contextmanager
+def renamed(server: Server, names: dict[str, str]) -> Iterator[None]:
+    """Model files under other names below ``models``, for a while."""
+    folder = server.base / "models"
+    for old, new in names.items():
+        (folder / new).parent.mkdir(parents=True, exist_ok=True)
+        (folder / old).rename(folder / new)
+    try:
+        yield
+    finally:
+        for old, new in names.items():
+            (folder / new).rename(folder / old)
+
+
+@contextlib.contextmanager
+def converted(server: Server, name: str) -> Iterator[str]:
+    """What Load IP-Adapter offers after Convert IP-Adapter has run on a file, for a while."""
+    convert, folder = "ImagePromptConvert", Path("ipadapter", "converted")
+    inputs = {"adapter_name": name, "variant": "automatic", "filename_prefix": "converted/mine"}
+    result = server.run({"convert": {"class_type": convert, "inputs": inputs}})
+    (written,) = result.outputs["convert"]["text"]
+    path = server.base / "models" / folder / written
+    try:
+        yield str(Path(folder.name, written))
+    finally:
+        path.unlink()

@@ -16,21 +16,38 @@ from scripts.prompts import read_prompt, read_workflow, shrink
 from scripts.server import PACK_NAME, Server
 from tests.host.server_fixtures import (
     GOOD,
-    decode,
+    changed,
+    converted,
     executed,
     node,
     picture,
+    renamed,
     replaced,
     running,
+    saved,
 )
-from tests.synthetic.models import OPENCLIP
+from tests.synthetic.models import (
+    ADAPTER_BASE,
+    ADAPTER_FACE,
+    ADAPTER_PLUS,
+    CLIP_VISION,
+    OPENCLIP,
+)
 
 pytestmark = pytest.mark.host
 
 NODES = {
     "ImagePromptLoadAdapter": "Load IP-Adapter",
     "ImagePromptLoadEncoder": "Load Image Encoder",
+    "ImagePromptAutoLoader": "Load IP-Adapter (automatic)",
+    "ImagePromptConvert": "Convert IP-Adapter",
     "ImagePromptEncode": "Encode Image Prompt",
+    "ImagePromptEncodeInstructed": "Encode Instructed Prompt",
+    "ImagePromptLoadFaceModel": "Load Face Model",
+    "ImagePromptDetectFace": "Detect Face",
+    "ImagePromptFaceFromTensor": "Face From Tensor",
+    "ImagePromptEncodeFace": "Encode Face Prompt",
+    "ImagePromptFaceLoRA": "Apply FaceID LoRA",
     "ImagePromptJoin": "Join Image Prompts",
     "ImagePromptApply": "Apply IP-Adapter",
     "ImagePromptSave": "Save Image Prompt",
@@ -61,7 +78,7 @@ def test_shipped_workflow_runs(server: Server, name: str) -> None:
     before = len(server.log_text())
     result = server.run(prompt, timeout=300)
 
-    pictures = [decode(image) for image in result.images]
+    pictures = saved(result)
     side = SIDES.get(name, 64)
     assert [each.shape for each in pictures] == [(side, side, 3)] * len(ids(prompt, "SaveImage"))
     assert all(each.std() > 10 for each in pictures)
@@ -98,6 +115,40 @@ def test_saved_image_prompt_gives_the_same_picture(server: Server) -> None:
     again = server.run(replaced(GOOD, "ImagePromptEncode", "ImagePromptLoad", prompt_name=name))
     assert node(GOOD, "KSampler") in executed(again)
     assert np.array_equal(picture(again), picture(direct))
+
+
+def test_automatic_knows_files_by_their_content(server: Server) -> None:
+    """All adapters and encoders have meaningless names; the picture is that of the chosen ones."""
+    meaningless = {
+        f"{ADAPTER_BASE}": "ipadapter/1/model.safetensors",
+        f"{ADAPTER_PLUS}": "ipadapter/2/model.safetensors",
+        f"{ADAPTER_FACE}": "ipadapter/model.bin",
+        f"{CLIP_VISION}": "clip_vision/1/model.safetensors",
+        f"{OPENCLIP}": "unused/open_clip.safetensors",  # nearly the same, but only nearly
+    }
+    automatic = shrink(read_prompt("automatic"))
+    by_name = changed(GOOD, "ImagePromptLoadAdapter", adapter_name=ADAPTER_PLUS.name)
+    expected = picture(server.run(by_name, timeout=300))
+    with renamed(server, meaningless):
+        found = server.run(automatic, timeout=300)
+        assert {"ImagePromptAutoLoader", "KSampler"} <= {
+            automatic[name]["class_type"] for name in executed(found)
+        }
+        assert np.array_equal(picture(found), expected)
+        general = changed(automatic, "ImagePromptAutoLoader", purpose="general")
+        other = picture(server.run(general, timeout=300))
+    assert np.array_equal(other, picture(server.run(GOOD, timeout=300)))
+    assert np.abs(other - expected).max() > 20
+
+
+def test_converted_adapter_gives_the_same_picture(server: Server) -> None:
+    expected = picture(server.run(GOOD, timeout=300))
+    with converted(server, ADAPTER_BASE.name) as name:
+        options = server.object_info("ImagePromptLoadAdapter")["input"]["required"]
+        assert name in options["adapter_name"][1]["options"]
+        again = server.run(changed(GOOD, "ImagePromptLoadAdapter", adapter_name=name))
+        assert node(GOOD, "KSampler") in executed(again)
+        assert np.array_equal(picture(again), expected)
 
 
 def test_encoder_of_the_original_release_gives_nearly_the_same_picture(server: Server) -> None:

@@ -19,6 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,12 +43,17 @@ DEPTH_CONTROL = Path("controlnet/control_v11f1p_sd15_depth_fp16.safetensors")
 DEPTH_T2I = Path("controlnet/t2iadapter_depth_sd15v2.pth")
 ADAPTER_BASE = Path("ipadapter/ip-adapter_sd15.safetensors")
 ADAPTER_PLUS = Path("ipadapter/ip-adapter-plus_sd15.safetensors")
+ADAPTER_FACE = Path("ipadapter/ip-adapter-faceid-plusv2_sd15.bin")
+FACE_DETECTOR = Path("insightface/models/buffalo_l/det_10g.onnx")
+FACE_RECOGNISER = Path("insightface/models/buffalo_l/w600k_r50.onnx")
 UNET_SD2 = Path("diffusion_models/nano_sd2.safetensors")
 UNET_SDXL = Path("diffusion_models/nano_sdxl.safetensors")
 UNET_KOLORS = Path("diffusion_models/nano_kolors.safetensors")
 
 Weights = dict[str, Tensor]
 Progress = Callable[[str], None]
+Write = Callable[[Path], object]
+"""Writes one file."""
 
 
 class Noise:
@@ -153,15 +159,29 @@ def to_openclip(vision: Weights) -> Weights:
 def _stamp(relative: Path) -> str:
     """Changes whenever the code that makes a file does."""
     sources = [Path(__file__), Path(layouts.__file__)]
-    more = {
+    more: dict[str, tuple[str | Path, ...]] = {
         "ipadapter": (adapters.__file__, catalogue.__file__),
         "checkpoints": (seeing.__file__,),
+        "buffalo_l": (Path(__file__).with_name("face_models.py"),),  # importing it needs onnx
     }
     sources += [Path(source) for source in more.get(relative.parent.name, ())]
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 def _build(base: Path, relative: Path, make: Callable[[], Weights], progress: Progress) -> None:
+    """Writes one file of weights, in the container that its name ends with."""
+
+    def write(path: Path) -> None:
+        weights = make()
+        if relative.suffix == ".safetensors":
+            save_file({key: value.contiguous() for key, value in weights.items()}, path)
+        else:
+            torch.save(weights, path)
+
+    _build_file(base, relative, write, progress)
+
+
+def _build_file(base: Path, relative: Path, write: Write, progress: Progress) -> None:
     """Writes one model file, unless this very recipe has written it already."""
     path = base / "models" / relative
     stamp = path.with_name(f".{path.name}.recipe")
@@ -170,12 +190,9 @@ def _build(base: Path, relative: Path, make: Callable[[], Weights], progress: Pr
         return
     started = time.perf_counter()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    if path.suffix == ".safetensors":
-        save_file({key: value.contiguous() for key, value in make().items()}, partial)
-    else:
-        torch.save(make(), partial)
-    os.replace(partial, path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    write(unfinished)
+    os.replace(unfinished, path)
     stamp.write_text(wanted, encoding="ascii")
     size, seconds = path.stat().st_size / 1e6, time.perf_counter() - started
     progress(f"{relative}  {size:.1f} MB  {seconds:.1f} s")
@@ -212,10 +229,24 @@ def build_controlnets(base: Path, progress: Progress = _silent) -> None:
 
 
 def build_adapters(base: Path, progress: Progress = _silent) -> None:
-    """IP-Adapter and IP-Adapter Plus, as wide as the nano UNet."""
-    widths = adapters.NANO_WIDTHS
+    """IP-Adapter, IP-Adapter Plus and FaceID-PlusV2 with its LoRA, as wide as the nano UNet."""
+    widths, face = adapters.NANO_WIDTHS, catalogue.ROWS["faceid-plusv2_sd15"]
     _build(base, ADAPTER_BASE, lambda: adapters.base_sd15(widths=widths), progress)
     _build(base, ADAPTER_PLUS, lambda: adapters.plus_sd15(widths=widths), progress)
+    _build_file(base, ADAPTER_FACE, lambda path: adapters.write(face, path, nano=True), progress)
+
+
+def build_face_models(base: Path, progress: Progress = _silent) -> None:
+    """A detector and a recogniser that see a face in a disc, red above blue: see `face_models`."""
+    for file, kind in ((FACE_DETECTOR, "detector"), (FACE_RECOGNISER, "recogniser")):
+        _build_file(base, file, partial(_write_face_model, kind), progress)
+
+
+def _write_face_model(kind: str, path: Path) -> None:
+    from . import face_models  # with onnx, for which other builders have no need
+
+    model = face_models.detector() if kind == "detector" else face_models.recogniser()
+    path.write_bytes(model.SerializeToString())
 
 
 def build_unets(base: Path, progress: Progress = _silent) -> None:
@@ -242,7 +273,14 @@ def build_models(base: Path, progress: Progress | None = None) -> None:
         base: The host's base directory; files go to `base/models/...`.
         progress: Receives one line per file written.
     """
-    for build in (build_checkpoints, build_clip_vision, build_controlnets, build_adapters):
+    parts = (
+        build_checkpoints,
+        build_clip_vision,
+        build_controlnets,
+        build_adapters,
+        build_face_models,
+    )
+    for build in parts:
         build(base, progress or _silent)
 
 
