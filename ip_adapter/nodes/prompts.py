@@ -188,8 +188,8 @@ class EncodeFace(io.ComfyNode):
                     max=5.0,
                     step=0.05,
                     optional=True,
-                    tooltip="FaceID-PlusV2 and Kolors' FaceID-Plus only: how much the structure of the "
-                    "face counts against its identity.",
+                    tooltip="FaceID-PlusV2 and Kolors FaceID-Plus only: how much the structure of "
+                    "the face counts against its identity.",
                 ),
             ],
             outputs=[

@@ -38,6 +38,39 @@ RESULT = """() => {
     return picture?.complete ? [picture.naturalWidth, picture.naturalHeight] : null;
 }"""
 
+REPORTS = """() => Object.fromEntries(window.app.graph.nodes.flatMap(node => (node.widgets ?? [])
+    .filter(widget => widget.name === "$$node-text-preview")
+    .map(widget => [node.type, widget.value])))"""
+
+OVERLAPS = """() => {
+    const boxes = window.app.graph.nodes.map(node => [node.type, ...node.getBounding()]);
+    return boxes.flatMap(([first, a, b, width, height], i) => boxes.slice(i + 1)
+        .filter(([, c, d, w, h]) => a < c + w && c < a + width && b < d + h && d < b + height)
+        .map(([second]) => `${first} and ${second}`));
+}"""
+
+REPORTED = {
+    "text_and_image": {
+        "ImagePromptLoadAdapter": "base for SD 1.5, 4 tokens",
+        "ImagePromptEncode": "4 image tokens",
+        "ImagePromptApply": "16 of 16 layers",
+    },
+    "automatic": {
+        "ImagePromptAutoLoader": "adapter: ip-adapter-plus_sd15.safetensors",
+        "ImagePromptEncode": "16 image tokens",
+        "ImagePromptApply": "16 of 16 layers",
+    },
+    "face_identity": {
+        "ImagePromptLoadAdapter": "faceid-plusv2 for SD 1.5",
+        "ImagePromptLoadFaceModel": "buffalo_l on CPU",
+        "ImagePromptDetectFace": "1 x buffalo_l",
+        "ImagePromptEncodeFace": "4 image tokens",
+        "ImagePromptFaceLoRA": "128 of 128 modules",
+        "ImagePromptApply": "16 of 16 layers",
+    },
+}
+"""What the nodes of a workflow say, once it has run."""
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, model_files: Path) -> Iterator[Server]:
@@ -84,8 +117,9 @@ def test_front_end_saves_what_it_opened(page: Page, name: str) -> None:
     assert saved == shipped
 
 
-def test_run_button_makes_a_picture(page: Page, server: Server) -> None:
-    load_workflow(page, read_workflow("text_and_image"), "text_and_image")
+@pytest.mark.parametrize("name", REPORTED)
+def test_run_button_makes_a_picture_and_nodes_report(page: Page, server: Server, name: str) -> None:
+    load_workflow(page, read_workflow(name), name)
     page.evaluate(SHRINK)
     with page.expect_response(lambda response: response.url.endswith("/api/prompt")) as queued:
         page.get_by_test_id("queue-button").click()
@@ -94,3 +128,10 @@ def test_run_button_makes_a_picture(page: Page, server: Server) -> None:
     assert shown.json_value() == [64, 64]
     outputs = server.history(prompt_id)["outputs"]
     assert [image["filename"] for output in outputs.values() for image in output["images"]]
+    reports = page.evaluate(REPORTS)
+    assert reports.keys() == REPORTED[name].keys()
+    assert {kind: text in reports[kind] for kind, text in REPORTED[name].items()} == dict.fromkeys(
+        reports, True
+    )
+    # The reports made the nodes higher, into the room that was left for them.
+    assert page.evaluate(OVERLAPS) == []
