@@ -57,7 +57,7 @@ def _describe(path: Path) -> int:
         found.build()
     except (IPAdapterError, OSError) as error:
         return _refuse(error)
-    sys.stdout.write(f"{found.describe()}\n")
+    sys.stdout.write(f"{path.name}: {found.spec.describe()}\n")
     return 0
 
 

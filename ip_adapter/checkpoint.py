@@ -81,8 +81,8 @@ class Checkpoint:
         return lora.to_kohya(self.tensors, self.spec.family)
 
     def describe(self) -> str:
-        """One line that names the file and what it holds."""
-        return f"{self.path.name} ({self.spec.describe()})"
+        """A few words that name the file and what it holds, for messages."""
+        return f"{self.path.name} ({self.spec.summary()})"
 
 
 def read(

@@ -293,14 +293,22 @@ class AdapterSpec:
             return self.encoder.name
         return f"features of width {self.projection.features}"
 
-    def describe(self) -> str:
+    def summary(self) -> str:
         """One short line, such as ``plus for SD 1.5, 16 tokens, needs OpenCLIP ViT-H/14``."""
-        line = f"{self.variant} for {self.family.name}, {self.projection.tokens} tokens, "
-        line += f"needs {self.needs}"
-        if self.evidence in GUESSED and self.alternatives:
-            others = " or ".join(self.alternatives)
-            line += f" ({_HOW[self.evidence]}; equal tensors: {others}; 'variant' corrects it)"
-        return line
+        return (
+            f"{self.variant} for {self.family.name}, {self.projection.tokens} tokens, "
+            f"needs {self.needs}"
+        )
+
+    def describe(self) -> str:
+        """The summary; where the variant was guessed, also how, and what else it could be."""
+        if self.evidence not in GUESSED or not self.alternatives:
+            return self.summary()
+        others = " or ".join(self.alternatives)
+        return (
+            f"{self.summary()} ({_HOW[self.evidence]}; {others} would have equal tensors: "
+            "'variant' in Load IP-Adapter corrects it)"
+        )
 
 
 def encoder_for(projection: Projection) -> Encoder | None:

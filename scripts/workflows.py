@@ -134,9 +134,9 @@ def _properties(node: Node, interface: Json, host: str) -> Json:
 def _node(node: Node, number: int, interface: Json, host: str) -> Json:
     """A node as the front end saves it, not yet placed or linked."""
     inputs = _inputs(interface)
+    optional = {name: {"shape": 7} for name in interface["input"].get("optional", {})}
     sockets = [
-        {"localized_name": name, "name": name, "type": kind, "link": None}
-        | ({"shape": 7} if name in interface["input"].get("optional", {}) else {})
+        {"localized_name": name, "name": name, "type": kind, "link": None} | optional.get(name, {})
         for name, (kind, _) in inputs.items()
         if not is_widget(kind)
     ]
@@ -164,6 +164,7 @@ def _node(node: Node, number: int, interface: Json, host: str) -> Json:
                 "widget": {"name": name},
                 "link": None,
             }
+            | optional.get(name, {})
             for name, kind in widgets
         ],
         "outputs": outputs,

@@ -53,9 +53,10 @@ def test_a_spec_says_what_it_is() -> None:
     assert "features of width 999" in odd.describe()
     guessed = replace(SPEC, evidence="name", alternatives=("light", "light-v11"))
     assert guessed.describe() == (
-        "base for SD 1.5, 4 tokens, needs OpenCLIP ViT-H/14 (by its file's name; equal tensors: "
-        "light or light-v11; 'variant' corrects it)"
+        "base for SD 1.5, 4 tokens, needs OpenCLIP ViT-H/14 (by its file's name; light or "
+        "light-v11 would have equal tensors: 'variant' in Load IP-Adapter corrects it)"
     )
+    assert guessed.summary() == SPEC.describe()
 
 
 def test_a_spec_says_everything_that_is_needed() -> None:

@@ -106,7 +106,10 @@ def detect(model: FaceModel, image: Tensor, pick: Pick) -> Faces:
         comfy.model_management.throw_exception_if_processing_interrupted()
         name = "the image" if len(pictures) == 1 else f"image {i + 1} of {len(pictures)}"
         points, count = model.find(picture, pick, name)
-        log.info("Face model %s: %d in %s, took %s", model.label, count, name, pick)
+        log.info(
+            "Face model %s: %d in %s, took number %d of them, %s",
+            *(model.label, count, name, pick.index, pick.by),
+        )
         landmarks.append(points)
         progress.update(1)
     return model.read(pictures, landmarks)

@@ -117,4 +117,4 @@ def test_every_model_file_of_a_workflow_has_a_download(path: Path) -> None:
         assert model["name"] == loader["widgets_values"][0]
         assert model["directory"] == folder_of[loader["type"]]
         assert model["url"].startswith("https://huggingface.co/")
-        assert model["url"].split("?")[0].endswith((".safetensors", ".pth"))
+        assert model["url"].split("?")[0].endswith((".safetensors", ".pth", ".bin"))

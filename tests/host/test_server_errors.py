@@ -24,7 +24,7 @@ from scripts.client import Json
 from scripts.server import PromptFailed, PromptInterrupted, PromptRejected, Server
 from tests.host.server_fixtures import GOOD, changed, executed, node, picture, running
 from tests.synthetic import adapters
-from tests.synthetic.models import ADAPTER_BASE, ADAPTER_PLUS, CHECKPOINT
+from tests.synthetic.models import ADAPTER_BASE, ADAPTER_FACE, ADAPTER_PLUS, CHECKPOINT
 
 pytestmark = pytest.mark.host
 
@@ -341,7 +341,7 @@ def test_model_of_another_width_is_refused(
 
 
 def test_adapters_of_both_folders_are_listed_and_nothing_else(server: Server) -> None:
-    expected = {ADAPTER_BASE.name, ADAPTER_PLUS.name, ELSEWHERE}
+    expected = {ADAPTER_BASE.name, ADAPTER_PLUS.name, ADAPTER_FACE.name, ELSEWHERE}
     options = server.object_info(LOAD)["input"]["required"]["adapter_name"][1]["options"]
     assert set(options) == set(server.get("/models/ipadapter")) == expected
 

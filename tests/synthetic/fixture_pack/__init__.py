@@ -69,7 +69,6 @@ class NanoKolors(NanoSDXL):
     """Kolors with 32 instead of 320 channels, and Kolors' own noise schedule."""
 
     unet_config = {**NanoSDXL.unet_config, "adm_in_channels": 5632}  # noqa: RUF012
-    required_keys = {"{}encoder_hid_proj.weight": None}  # noqa: RUF012
     sampling_settings = {  # noqa: RUF012
         "beta_schedule": "linear",
         "linear_start": 0.00085,
