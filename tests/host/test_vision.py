@@ -35,14 +35,18 @@ SIGLIP = {"model_type": "siglip_vision_model", "image_mean": [0.5] * 3, "image_s
 Tensors = dict[str, Tensor]
 
 
-def clip_vision(*drop: str, **changes: Any) -> Any:
+def empty(config: dict[str, Any]) -> Any:
+    """The host's class without numbers."""
     import comfy.clip_vision
 
-    config = {key: value for key, value in {**CONFIG, **changes}.items() if key not in drop}
     with tempfile.TemporaryDirectory() as folder:  # older hosts want a path
         path = Path(folder) / "config.json"
         path.write_text(json.dumps(config))
-        vision = comfy.clip_vision.ClipVisionModel(str(path))
+        return comfy.clip_vision.ClipVisionModel(str(path))
+
+
+def clip_vision(*drop: str, **changes: Any) -> Any:
+    vision = empty({key: v for key, v in {**CONFIG, **changes}.items() if key not in drop})
     generator = torch.Generator().manual_seed(0)
     for parameter in vision.model.parameters():
         parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
@@ -239,7 +243,6 @@ def test_weights_may_be_casted_by_the_host(library: Any) -> None:
 
 def test_towers_run_under_dynamic_vram(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """There the host's layers are built without memory and get it from the state dict."""
-    import comfy.clip_vision
     import comfy.memory_management as memory
 
     if not hasattr(memory, "aimdo_enabled"):
@@ -247,7 +250,7 @@ def test_towers_run_under_dynamic_vram(library: Any, monkeypatch: pytest.MonkeyP
     plain = clip_vision()
     tensors = {key: value.clone() for key, value in plain.model.state_dict().items()}
     monkeypatch.setattr(memory, "aimdo_enabled", True)
-    dynamic = comfy.clip_vision.ClipVisionModel(dict(CONFIG))
+    dynamic = empty(CONFIG)
     dynamic.model.load_state_dict(tensors, assign=True)
     assert library.recognise(dynamic) == library.recognise(plain)
     for size in (28, 56):
