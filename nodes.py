@@ -6,13 +6,14 @@ from comfy_api.latest import ComfyExtension, io
 
 from .ip_adapter.host import faces as face_models
 from .ip_adapter.host import folders
-from .ip_adapter.nodes import automatic, faces, loaders, models, prompts
+from .ip_adapter.nodes import automatic, faces, influence, loaders, models, prompts
 
 NODES: list[type[io.ComfyNode]] = [
     *automatic.NODES,
     *loaders.NODES,
     *prompts.NODES,
     *faces.NODES,
+    *influence.NODES,
     *models.NODES,
 ]
 

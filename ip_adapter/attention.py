@@ -11,9 +11,14 @@ Shapes use the legend of `ip_adapter`.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Scaling = Literal["V only", "K+V", "K+V w/ C penalty", "K+mean(V) w/ C penalty"]
+"""What a weight multiplies; see `scale`."""
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -55,6 +60,41 @@ def image_attention(
         value.to(query.device, dtype),
     )  # [G, H, n*L, D]
     return merge_heads(out).reshape(query.shape).to(query.dtype)
+
+
+def scale(
+    key: Tensor, value: Tensor, weight: float, scaling: Scaling, tokens: int
+) -> tuple[Tensor, Tensor, float]:
+    """Bring a weight into keys and values, for the modes that do not simply multiply the result.
+
+    Scaling the keys sharpens or flattens the softmax; the mean of the values is what an image says
+    everywhere alike. ``C`` is the layer's width and ``w' = w * C / 1280``:
+
+        V only                  K, V                           result times w
+        K+V                     w K, w V
+        K+V w/ C penalty        w' K, w' V
+        K+mean(V) w/ C penalty  w' K, V - m + w' m             m: mean over the tokens of an image
+
+    Args:
+        key: ``[G, H, N*T, D]`` of N references.
+        value: Like `key`.
+        weight: w.
+        scaling: The mode, by the names that saved workflows of ComfyUI_IPAdapter_plus use.
+        tokens: T, the number of tokens of one reference.
+
+    Returns:
+        Keys, values, and the factor of the result.
+    """
+    if scaling == "V only":
+        return key, value, weight
+    if scaling != "K+V":
+        weight = weight * key.shape[1] * key.shape[3] / 1280
+    if scaling != "K+mean(V) w/ C penalty":
+        return weight * key, weight * value, 1.0
+    groups, heads, length, width = value.shape
+    each = value.view(groups, heads, length // tokens, tokens, width)
+    mean = each.mean(dim=3, keepdim=True)
+    return weight * key, (each - mean + weight * mean).view_as(value), 1.0
 
 
 def decoupled_attention(

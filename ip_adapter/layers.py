@@ -11,9 +11,11 @@ Source: diffusers ``UNet2DConditionModel.attn_processors`` of the published conf
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Block = Literal["input", "middle", "output"]
+"""The halves of the UNet and what is between them, in the order in which they run."""
+
 Address = tuple[Block, int, int]
 
 
@@ -105,6 +107,25 @@ KOLORS = Family("Kolors", context_width=2048, layers=_SDXL_LAYERS)
 
 FAMILIES: tuple[Family, ...] = (SD15, SD2, SDXL, KOLORS)
 """Every family of UNets that adapters were published for."""
+
+
+def transformers(family: Family) -> tuple[tuple[int, ...], ...]:
+    """The layers of each spatial transformer, in the order in which the UNet runs them.
+
+    A transformer's place in this order is what users number layers by; unlike the checkpoint's
+    numbers it has the middle block in the middle.
+
+    Args:
+        family: Whose UNet.
+
+    Returns:
+        For each transformer the `CrossAttentionLayer.index` of its layers, from the input blocks
+        over the middle to the output blocks: 16 for SD 1.5 and 2.x, 11 for SDXL and Kolors.
+    """
+    found: dict[tuple[Block, int], list[int]] = {}
+    for layer in sorted(family.layers, key=lambda layer: get_args(Block).index(layer.address[0])):
+        found.setdefault(layer.address[:2], []).append(layer.index)
+    return tuple(tuple(numbers) for numbers in found.values())
 
 
 def find_families(context_width: int, layer_count: int) -> tuple[Family, ...]:

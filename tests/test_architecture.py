@@ -17,8 +17,8 @@ LIBRARY = ROOT / "ip_adapter"
 ROOMS = [
     {"encoders", "errors", "layers", "refusals"},
     {"catalogue", "images", "lora", "masks", "names", "spec"},
-    {"attention", "faces", "projections", "prompt"},
-    {"adapter", "detection", "face_models", "openclip"},
+    {"attention", "faces", "presets", "projections", "prompt"},
+    {"adapter", "detection", "face_models", "influence", "openclip"},
     {"checkpoint"},
     {"convert"},
     {"__main__"},

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ip_adapter.attention import decoupled_attention, image_attention, merge_heads, split_heads
+from ip_adapter.attention import (
+    Scaling,
+    decoupled_attention,
+    image_attention,
+    merge_heads,
+    scale,
+    split_heads,
+)
 from tests.tolerance import assert_close
 
 HEADS, DIM = 2, 5
@@ -96,3 +103,33 @@ def test_asked_for_precision_is_used() -> None:
 def test_heads_split_and_merge() -> None:
     x = draw(2, 7, 10, seed=1)
     assert torch.equal(merge_heads(split_heads(x, HEADS)), x)
+
+
+@pytest.mark.parametrize("weight", [0.4, 1.0, -0.7])
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("scaling", ["V only", "K+V", "K+V w/ C penalty", "K+mean(V) w/ C penalty"])
+def test_scaling_modes_are_the_formulas(scaling: Scaling, images: int, weight: float) -> None:
+    """On a layer of 10 channels, whose penalty is 10 / 1280."""
+    tokens = 4
+    query, key, value = (
+        draw(2, length, 10, seed=s).double()  # what the last mode leaves is small
+        for s, length in enumerate((7, images * tokens, images * tokens))
+    )
+    penalised = weight * 10 / 1280
+    if scaling == "V only":
+        expected = weight * formula(query, key, value)
+    elif scaling == "K+V":
+        expected = formula(query, weight * key, weight * value)
+    elif scaling == "K+V w/ C penalty":
+        expected = formula(query, penalised * key, penalised * value)
+    else:
+        shifted = value.clone()
+        for image in range(images):
+            own = slice(image * tokens, (image + 1) * tokens)
+            mean = value[:, own].mean(dim=1, keepdim=True)
+            shifted[:, own] = value[:, own] - mean + penalised * mean
+        expected = formula(query, penalised * key, shifted)
+    k, v, factor = scale(
+        split_heads(key, HEADS), split_heads(value, HEADS), weight, scaling, tokens
+    )
+    assert_close(factor * image_attention(query, k, v), expected, relative=1e-9)

@@ -39,6 +39,22 @@ WIDTHS = {
     "Kolors": (640,) * 4 + (1280,) * 50 + (640,) * 6 + (1280,) * 10,
 }
 
+SD_ORDER = ((1,), (3,), (5,), (7,), (9,), (11,), (31,), (13,), (15,), (17,), (19,), (21,), (23,),
+            (25,), (27,), (29,))  # fmt: skip
+SDXL_ORDER = (
+    (1, 3),
+    (5, 7),
+    (9, 11, 13, 15, 17, 19, 21, 23, 25, 27),
+    (29, 31, 33, 35, 37, 39, 41, 43, 45, 47),
+    (121, 123, 125, 127, 129, 131, 133, 135, 137, 139),  # the middle block, last in the files
+    (49, 51, 53, 55, 57, 59, 61, 63, 65, 67),
+    (69, 71, 73, 75, 77, 79, 81, 83, 85, 87),
+    (89, 91, 93, 95, 97, 99, 101, 103, 105, 107),
+    (109, 111),
+    (113, 115),
+    (117, 119),
+)
+
 
 @pytest.mark.parametrize("family", layers.FAMILIES, ids=lambda family: family.name)
 def test_table_follows_diffusers(family: layers.Family) -> None:
@@ -61,6 +77,12 @@ def test_table_follows_diffusers(family: layers.Family) -> None:
 def test_addresses_are_unique() -> None:
     for family in layers.FAMILIES:
         assert len({layer.address for layer in family.layers}) == len(family.layers)
+
+
+@pytest.mark.parametrize("family", layers.FAMILIES, ids=lambda family: family.name)
+def test_transformers_are_in_the_order_in_which_they_run(family: layers.Family) -> None:
+    expected = SDXL_ORDER if family.name in ("SDXL", "Kolors") else SD_ORDER
+    assert layers.transformers(family) == expected
 
 
 def test_families_are_named_from_their_signature() -> None:

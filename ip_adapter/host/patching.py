@@ -9,7 +9,6 @@ MODEL that was cloned from, or queued before, cannot see what was applied after.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .. import masks
-from ..errors import IncompatibleModelError, InfluenceError
+from ..errors import IncompatibleModelError
+from ..influence import Influence, Timing, check_window
 from ..layers import Address
 from ..prompt import ImagePrompt
 from . import face_lora, unet
@@ -106,7 +106,7 @@ def apply(
     start: float = 0.0,
     end: float = 1.0,
     mask: Tensor | None = None,
-    layer_weights: Mapping[int, float] | None = None,
+    influence: Influence | None = None,
 ) -> tuple[Any, str]:
     """Add an image prompt to a clone of a MODEL.
 
@@ -118,8 +118,8 @@ def apply(
         start: Fraction of the schedule at which it begins to act, 0..1.
         end: Fraction at which it stops, ``start`` to 1.
         mask: ``[H, W]`` or ``[M, H, W]`` in image space: where it acts.
-        layer_weights: Factor of the weight per layer, by its number in the checkpoint; 1 for a
-            layer that is not named.
+        influence: More of how strongly, where and when. Weights and masks multiply, and it acts
+            in both windows.
 
     Returns:
         The clone, and a line that says what was patched.
@@ -127,29 +127,27 @@ def apply(
     Raises:
         IncompatibleModelError: Model, adapter and prompt do not belong together.
         ImageError: See `masks.check`.
-        InfluenceError: The window is not within 0..1, or ends before it starts; or a layer is
-            named that the adapter does not have.
+        InfluenceError: The window is not within 0..1, or ends before it starts; or the influence
+            names a layer that the adapter does not have.
     """
     if prompt.adapter != adapter.fingerprint:
         raise IncompatibleModelError(
             f"The image prompt was encoded with {prompt.label}, but is applied with "
             f"{adapter.label}. Connect the same adapter to Encode and Apply, or encode again."
         )
-    if not 0 <= start <= end <= 1:
-        raise InfluenceError(
-            f"The step window is {start} to {end}; needed is 0 <= start_at <= end_at <= 1, as "
-            "fractions of the schedule."
-        )
-    unknown = sorted(set(layer_weights or {}) - set(adapter.spec.indices))
-    if unknown:
-        raise InfluenceError(
-            f"Layers {unknown} are given a weight, but {adapter.label} has the layers "
-            f"{adapter.spec.indices[0]}, {adapter.spec.indices[1]} ... {adapter.spec.indices[-1]}."
-        )
+    check_window(start, end)
+    more = influence or Influence()
+    plan = more.on(adapter.spec.family)
     layers = unet.match(adapter.spec, model, adapter.label)
-    checked = None if mask is None else masks.check(mask)
-    factors = dict(layer_weights or {})
-    entry = Entry(adapter, prompt, float(weight), float(start), float(end), checked, factors)
+    entry = Entry(
+        adapter,
+        prompt,
+        {number: weight * factor for number, factor in plan.weights.items()},
+        plan.opposed,
+        Timing(max(start, more.start), min(end, more.end), more.curve),
+        tuple(masks.check(one) for one in (mask, more.mask) if one is not None),
+        more.scaling,
+    )
 
     patched = model.clone()
     options = patched.model_options["transformer_options"]
@@ -171,7 +169,8 @@ def apply(
     report = (
         f"{reached} of {len(layers)} layers, {prompt.tokens} tokens, weight {weight:g}"
         + (f", steps {start:.0%} to {end:.0%}" if (start, end) != (0, 1) else "")
-        + (", masked" if mask is not None else "")
+        + (", masked" if entry.masks else "")
+        + (f", {len(entry.active)} of them in use" if len(entry.active) < len(layers) else "")
         + (f"; image prompt {len(entries)} on this model" if len(entries) > 1 else "")
     )
     if face_lora.is_missing(adapter, model):

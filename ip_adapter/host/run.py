@@ -8,7 +8,7 @@ condition, so those decisions reach us as data instead of being guessed from lis
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from .. import attention, masks
 from ..errors import IncompatibleModelError
+from ..influence import Timing
 from ..layers import Address
 from ..prompt import ImagePrompt
 from .adapters import LoadedAdapter
@@ -35,25 +36,26 @@ class Entry:
     Attributes:
         adapter: Whose keys and values to use.
         prompt: What to attend to.
-        weight: The paper's lambda.
-        start: Fraction of the schedule at which it begins to act, 0..1.
-        end: Fraction at which it stops.
-        mask: ``[M, H, W]`` in image space, or None for everywhere.
-        layers: Factor of the weight per layer, by its number in the checkpoint; 1 where there is
-            none. A layer at 0 is skipped.
+        weights: The paper's lambda in each layer, by the layer's number; none where it is missing.
+        opposed: Layers in which the image is withheld from the positive side and given to the
+            negative one, so that guidance leads away from it.
+        timing: When it acts.
+        masks: Each ``[M, H, W]`` in image space; it acts where all of them let it.
+        scaling: What a weight multiplies.
     """
 
     adapter: LoadedAdapter
     prompt: ImagePrompt
-    weight: float
-    start: float
-    end: float
-    mask: Tensor | None
-    layers: Mapping[int, float] = field(default_factory=dict)
+    weights: Mapping[int, float]
+    opposed: frozenset[int] = frozenset()
+    timing: Timing = field(default_factory=Timing)
+    masks: tuple[Tensor, ...] = ()
+    scaling: attention.Scaling = "V only"
 
-    def weight_at(self, index: int) -> float:
-        """The weight in one layer."""
-        return self.weight * self.layers.get(index, 1.0)
+    @property
+    def active(self) -> frozenset[int]:
+        """The numbers of the layers in which it does anything at all."""
+        return frozenset(number for number, weight in self.weights.items() if weight != 0)
 
     def __deepcopy__(self, memo: object) -> Entry:
         return self
@@ -166,23 +168,72 @@ class Branch:
         return grid
 
 
+class Schedule:
+    """When an entry acts, in the noise levels of a model.
+
+    Args:
+        timing: In fractions of the schedule.
+        sampling: The model's ``model_sampling``, which turns fractions into sigmas.
+    """
+
+    def __init__(self, timing: Timing, sampling: Any) -> None:
+        self.is_constant = timing.is_constant
+        self._curve = timing.curve
+        self._sigma_at: Callable[[float], Any] = sampling.percent_to_sigma
+        self._first = float(self._sigma_at(timing.start))
+        self._last = float(self._sigma_at(timing.end))
+
+    def acts_at(self, sigma: float) -> bool:
+        """Whether a noise level lies in the window."""
+        return self._last <= sigma <= self._first
+
+    def factor_at(self, sigma: float) -> float:
+        """Factor of the weights at a noise level; 0 outside of the window."""
+        if not self.acts_at(sigma):
+            return 0.0
+        return 1.0 if self._curve is None else self._curve.at(self._fraction(sigma))
+
+    def _fraction(self, sigma: float) -> float:
+        """The fraction of the schedule with this noise level, by halving: it only ever falls."""
+        low, high = 0.0, 1.0
+        for _ in range(24):
+            middle = (low + high) / 2
+            if float(self._sigma_at(middle)) > sigma:
+                low = middle
+            else:
+                high = middle
+        return high
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPrompt:
+    """One image prompt in one layer.
+
+    Attributes:
+        key: ``[3, H, T, D]``, of no image, of the image, and zeros.
+        value: Like `key`.
+        weight: The paper's lambda.
+        is_opposed: See `Entry.opposed`.
+    """
+
+    key: Tensor
+    value: Tensor
+    weight: float
+    is_opposed: bool
+
+    def rows(self, chunks: Sequence[Chunk]) -> list[int]:
+        """Which of the three each chunk of a batch attends to."""
+        positive, negative = (2, 1) if self.is_opposed else (1, 0)
+        return [positive if chunk.is_positive else negative for chunk in chunks]
+
+
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """One entry's constants: keys and values of ``[no image, image]`` and its window in sigmas."""
+    """What is constant of one entry in a run."""
 
     entry: Entry
-    layers: dict[Address, tuple[Tensor, Tensor, float]]  # K, V: [2, H, T, D], and the weight
-    sigma_start: float
-    sigma_end: float
-
-    @property
-    def is_whole_schedule(self) -> bool:
-        """Whether no step lies outside the window."""
-        return self.entry.start <= 0 and self.entry.end >= 1
-
-    def acts_at(self, sigma: Any) -> Any:
-        """Whether a noise level lies in the window: a bool for a float, a mask for a tensor."""
-        return (self.sigma_end <= sigma) & (sigma <= self.sigma_start)
+    layers: dict[Address, LayerPrompt]
+    schedule: Schedule
 
 
 LiveLayers = dict[Address, tuple[Branch, ...]]
@@ -210,11 +261,9 @@ class Run:
         bridge: Any | None = None,
     ) -> None:
         self._latent = latent
-        self._live: dict[Any, LiveLayers] = {}
+        self._live: dict[Any, tuple[tuple[float, ...], LiveLayers]] = {}
         self._prepared = [
-            _prepare(entry, layers, sampling, dtype, bridge)
-            for entry in entries
-            if entry.weight != 0
+            _prepare(entry, layers, sampling, dtype, bridge) for entry in entries if entry.active
         ]
 
     def warn_of_idle_entries(self, sigmas: Tensor) -> None:
@@ -224,13 +273,16 @@ class Run:
             sigmas: ``[steps + 1]``, the noise levels at the start of each step and at the end.
         """
         for prepared in self._prepared:
-            if not bool(prepared.acts_at(sigmas[:-1]).any()):
+            if prepared.schedule.is_constant:
+                continue
+            steps = sigmas[:-1].tolist()
+            if not any(prepared.schedule.acts_at(sigma) for sigma in steps):
                 log.warning(
                     "IP-Adapter: an image prompt has no effect, because none of the %d steps lies "
                     "between %.0f%% and %.0f%% of the schedule; widen its window, or take more",
-                    len(sigmas) - 1,
-                    100 * prepared.entry.start,
-                    100 * prepared.entry.end,
+                    len(steps),
+                    100 * prepared.entry.timing.start,
+                    100 * prepared.entry.timing.end,
                 )
 
     def live(self, chunks: tuple[Chunk, ...], sigma: Tensor, device: torch.device) -> LiveLayers:
@@ -238,57 +290,62 @@ class Run:
 
         Args:
             chunks: What the rows are.
-            sigma: ``[B]``, the noise level. It is read only if an entry has a step window.
+            sigma: ``[B]``, the noise level. It is read only if an entry changes over the schedule.
             device: Where the model computes.
         """
-        if all(prepared.is_whole_schedule for prepared in self._prepared):
-            active = tuple(range(len(self._prepared)))
+        if all(prepared.schedule.is_constant for prepared in self._prepared):
+            factors = (1.0,) * len(self._prepared)
         else:
             now = float(sigma.max())
-            active = tuple(i for i, one in enumerate(self._prepared) if one.acts_at(now))
-        key = (chunks, active, device)
-        found = self._live.get(key)
-        if found is None:
-            found = self._build(chunks, active, device)
-            self._live[key] = found
-        return found
+            factors = tuple(prepared.schedule.factor_at(now) for prepared in self._prepared)
+        # The latest only: a curve has another factor at every step.
+        known = self._live.get((chunks, device))
+        if known is None or known[0] != factors:
+            known = (factors, self._build(chunks, factors, device))
+            self._live[chunks, device] = known
+        return known[1]
 
     def _build(
-        self, chunks: tuple[Chunk, ...], active: tuple[int, ...], device: torch.device
+        self, chunks: tuple[Chunk, ...], factors: tuple[float, ...], device: torch.device
     ) -> LiveLayers:
-        roles = [int(chunk.is_positive) for chunk in chunks]
         rows = sum(len(chunk.frames) for chunk in chunks)
         live: dict[Address, list[Branch]] = {}
-        for prepared in (self._prepared[i] for i in active):
-            mask = self._mask(prepared.entry.mask, chunks, device)
+        for prepared, factor in zip(self._prepared, factors, strict=True):
+            if factor == 0:
+                continue
+            entry = prepared.entry
+            mask = self._mask(entry.masks, chunks, device)
             grids: dict[tuple[int, int], Tensor] = {}
-            for address, (key, value, weight) in prepared.layers.items():
-                live.setdefault(address, []).append(
-                    Branch(
-                        key[roles].to(device),
-                        value[roles].to(device),
-                        weight,
-                        rows,
-                        mask,
-                        grids,
-                    )
+            for address, layer in prepared.layers.items():
+                chosen = layer.rows(chunks)
+                key, value, weight = attention.scale(
+                    layer.key[chosen].to(device),
+                    layer.value[chosen].to(device),
+                    layer.weight * factor,
+                    entry.scaling,
+                    entry.adapter.spec.projection.tokens,
                 )
+                branch = Branch(key, value, weight, rows, mask, grids)
+                live.setdefault(address, []).append(branch)
         return {address: tuple(branches) for address, branches in live.items()}
 
     def _mask(
-        self, mask: Tensor | None, chunks: tuple[Chunk, ...], device: torch.device
+        self, given: tuple[Tensor, ...], chunks: tuple[Chunk, ...], device: torch.device
     ) -> Tensor | None:
-        if mask is None:
+        if not given:
             return None
-        whole = masks.to_latent(mask.to(device), *self._latent)  # [M, 1, h, w]
-        rows = []
-        for chunk in chunks:
-            part = whole
-            if chunk.area is not None:
-                height, width, top, left = chunk.area
-                part = part[..., top : top + height, left : left + width]
-            rows.append(part[[frame % len(part) for frame in chunk.frames]])
-        return torch.cat(rows)
+        product = torch.ones((), device=device)
+        for mask in given:
+            whole = masks.to_latent(mask.to(device), *self._latent)  # [M, 1, h, w]
+            rows = []
+            for chunk in chunks:
+                part = whole
+                if chunk.area is not None:
+                    height, width, top, left = chunk.area
+                    part = part[..., top : top + height, left : left + width]
+                rows.append(part[[frame % len(part) for frame in chunk.frames]])
+            product = product * torch.cat(rows)
+        return product
 
 
 def _prepare(
@@ -302,21 +359,23 @@ def _prepare(
     if tokens.shape[-1] != entry.adapter.spec.family.context_width:
         tokens = _cross(bridge, tokens)
     device = entry.adapter.load(memory=tokens.numel() * 256)
-    active = {i for i in entry.adapter.spec.indices if entry.weight_at(i) != 0}
-    keys_values = {
-        layer.address: (
-            attention.split_heads(key, layers[layer.address].heads).to(dtype),
-            attention.split_heads(value, layers[layer.address].heads).to(dtype),
-            entry.weight_at(layer.index),
+    found = entry.adapter.module.keys_values(tokens.to(device), entry.active)
+    prepared = {
+        layer.address: LayerPrompt(
+            _heads(key, layers[layer.address].heads, dtype),
+            _heads(value, layers[layer.address].heads, dtype),
+            entry.weights[layer.index],
+            layer.index in entry.opposed,
         )
-        for layer, key, value in entry.adapter.module.keys_values(tokens.to(device), active)
+        for layer, key, value in found
     }
-    return Prepared(
-        entry,
-        keys_values,
-        sigma_start=float(sampling.percent_to_sigma(entry.start)),
-        sigma_end=float(sampling.percent_to_sigma(entry.end)),
-    )
+    return Prepared(entry, prepared, Schedule(entry.timing, sampling))
+
+
+def _heads(x: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+    """``[2, T, C]`` -> ``[3, H, T, D]``, zeros last."""
+    split = attention.split_heads(x, heads).to(dtype)
+    return torch.cat((split, torch.zeros_like(split[:1])))
 
 
 def _cross(bridge: Any, tokens: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ CATEGORY = "IP-Adapter"
 
 IPAdapterType = io.Custom("IPADAPTER")
 ImagePromptType = io.Custom("IMAGE_PROMPT")
+InfluenceType = io.Custom("INFLUENCE")
 FaceModelType = io.Custom("FACE_MODEL")
 FaceType = io.Custom("FACE")
 

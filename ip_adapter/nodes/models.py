@@ -9,7 +9,8 @@ from comfy_api.latest import io
 from .. import prompt
 from ..host import adapters, face_lora, folders, patching
 from ..host.features import schema, show_on_node
-from .common import CATEGORY, ImagePromptType, IPAdapterType
+from ..influence import Influence
+from .common import CATEGORY, ImagePromptType, InfluenceType, IPAdapterType
 
 
 class Apply(io.ComfyNode):
@@ -69,6 +70,12 @@ class Apply(io.ComfyNode):
                     tooltip="Where in the picture the image counts: white fully, black not at all. "
                     "Any size; one mask, or one per picture of the batch.",
                 ),
+                InfluenceType.Input(
+                    "influence",
+                    optional=True,
+                    tooltip="From Image Prompt Influence: presets such as style transfer, weights "
+                    "per layer, keyframes. It multiplies with what is set here.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model", display_name="model", tooltip="For a sampler."),
@@ -85,6 +92,7 @@ class Apply(io.ComfyNode):
         start_at: float,
         end_at: float,
         mask: Any = None,
+        influence: Influence | None = None,
     ) -> io.NodeOutput:
         """Patch a clone."""
         patched, report = patching.apply(
@@ -95,6 +103,7 @@ class Apply(io.ComfyNode):
             start=start_at,
             end=end_at,
             mask=mask,
+            influence=influence,
         )
         show_on_node(report)
         return io.NodeOutput(patched)

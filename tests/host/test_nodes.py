@@ -40,8 +40,19 @@ INTERFACE = {
     "ImagePromptConvert": (["adapter_name", "variant", "filename_prefix"], []),
     "ImagePromptJoin": (["first", "second"], ["image_prompt"]),
     "ImagePromptApply": (
-        ["model", "ip_adapter", "image_prompt", "weight", "start_at", "end_at", "mask"],
+        [
+            *("model", "ip_adapter", "image_prompt", "weight", "start_at", "end_at"),
+            *("mask", "influence"),
+        ],
         ["model"],
+    ),
+    "ImagePromptInfluence": (
+        [
+            *("weight", "layers", "scaling", "start_at", "end_at"),
+            *("composition", "style_boost", "composition_boost"),
+            *("layer_weights", "keyframes", "mask"),
+        ],
+        ["influence"],
     ),
     "ImagePromptSave": (["image_prompt", "filename_prefix"], []),
     "ImagePromptLoad": (["prompt_name"], ["image_prompt"]),

@@ -50,6 +50,7 @@ NODES = {
     "ImagePromptFaceLoRA": "Apply FaceID LoRA",
     "ImagePromptJoin": "Join Image Prompts",
     "ImagePromptApply": "Apply IP-Adapter",
+    "ImagePromptInfluence": "Image Prompt Influence",
     "ImagePromptSave": "Save Image Prompt",
     "ImagePromptLoad": "Load Image Prompt",
 }

@@ -151,7 +151,7 @@ SDXL_SCALES: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
 def test_weights_per_block_of_sd15(sd15: unets.Pair, name: str, tmp_path: Path) -> None:
     scales, chosen = SD15_SCALES[name]
     file = loaded("sd15", tmp_path)
-    found = on_host(sd15, [(file, {"layer_weights": by_layer("SD 1.5", chosen)})])
+    found = on_host(sd15, [(file, {"layers": by_layer("SD 1.5", chosen)})])
     assert_close(found, in_diffusers(sd15, [file], [scales]), relative=1e-4)
     for weight in (0.0, 1.0):
         assert relative_error(on_host(sd15, [(file, {"weight": weight})]), found) > 1e-2
@@ -161,7 +161,7 @@ def test_weights_per_block_of_sd15(sd15: unets.Pair, name: str, tmp_path: Path) 
 def test_instant_style_on_sdxl(sdxl: unets.Pair, name: str, tmp_path: Path) -> None:
     scales, chosen = SDXL_SCALES[name]
     file = loaded("sdxl_vit-h", tmp_path)
-    found = on_host(sdxl, [(file, {"layer_weights": by_layer("SDXL", chosen)})])
+    found = on_host(sdxl, [(file, {"layers": by_layer("SDXL", chosen)})])
     assert_close(found, in_diffusers(sdxl, [file], [scales]), relative=1e-4)
     for weight in (0.0, 1.0):
         assert relative_error(on_host(sdxl, [(file, {"weight": weight})]), found) > 1e-2
@@ -177,12 +177,12 @@ def test_style_of_one_image_and_layout_of_another(sdxl: unets.Pair, tmp_path: Pa
     found = on_host(
         sdxl,
         [
-            (file, {"layer_weights": by_layer("SDXL", where)})
+            (file, {"layers": by_layer("SDXL", where)})
             for file, where in zip((style, layout), chosen, strict=True)
         ],
     )
     assert_close(found, in_diffusers(sdxl, [style, layout], list(scales)), relative=1e-4)
-    both = [(file, {"layer_weights": by_layer("SDXL", chosen[0])}) for file in (style, layout)]
+    both = [(file, {"layers": by_layer("SDXL", chosen[0])}) for file in (style, layout)]
     assert relative_error(on_host(sdxl, list(both)), found) > 1e-2
 
 

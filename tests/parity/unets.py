@@ -225,6 +225,9 @@ def apply(model: Any, adapter: Any, image_tokens: Tensor, **influence: Any) -> A
     prompt = library("ip_adapter.prompt").from_tokens(
         image_tokens[1:], image_tokens[:1], adapter.fingerprint, adapter.label
     )
+    if "layers" in influence:
+        layers = influence.pop("layers")
+        influence["influence"] = library("ip_adapter.influence").Influence(layers=layers)
     return library("ip_adapter.host.patching").apply(model, adapter, prompt, **influence)[0]
 
 

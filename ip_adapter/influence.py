@@ -1,0 +1,198 @@
+"""How strongly, where and when an image prompt acts; one value that several appliers may share.
+
+All of it multiplies: the weight of each layer, the factor of the moment, the mask. A window and a
+curve are laid over the schedule, whose fraction 0 is pure noise and 1 the finished picture.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast, get_args
+
+from torch import Tensor
+
+from . import presets
+from .attention import Scaling
+from .errors import InfluenceError
+from .layers import Family
+from .presets import LayerWeights
+
+EXAMPLE = "0:1, 0.4:1, 0.6:0"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Factor of the weight over the schedule: straight lines between keyframes.
+
+    Attributes:
+        keyframes: ``(fraction, factor)`` in order; before the first and after the last the factor
+            stays.
+    """
+
+    keyframes: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        fractions = [fraction for fraction, _ in self.keyframes]
+        if not fractions or not all(0 <= fraction <= 1 for fraction in fractions):
+            raise InfluenceError(
+                f"The keyframes are at {fractions}; needed is at least one, each at a fraction of "
+                f"the schedule from 0 to 1, such as '{EXAMPLE}'."
+            )
+        if any(later <= earlier for earlier, later in pairwise(fractions)):
+            raise InfluenceError(
+                f"The keyframes are at {fractions}; each must be later than the one before."
+            )
+
+    def at(self, fraction: float) -> float:
+        """The factor at a fraction of the schedule."""
+        fractions = [place for place, _ in self.keyframes]
+        after = bisect_right(fractions, fraction)
+        if after == 0:
+            return self.keyframes[0][1]
+        if after == len(self.keyframes):
+            return self.keyframes[-1][1]
+        (start, low), (end, high) = self.keyframes[after - 1 : after + 1]
+        return low + (high - low) * (fraction - start) / (end - start)
+
+
+@dataclass(frozen=True, eq=False)
+class Influence:
+    """How strongly, where and when.
+
+    Attributes:
+        weight: The paper's lambda.
+        layers: Where in the network: a preset's name, a text such as ``"3:1, 6:0.5"`` (see
+            `presets.parse`), diffusers' dictionary of scales as JSON (see `presets.from_scales`),
+            or weights by the numbers of layers; layers not named get none.
+        composition: Weight of the composition layers, for presets that have them apart.
+        style_boost: See `presets.layer_weights`.
+        composition_boost: See `presets.layer_weights`.
+        start: Fraction of the schedule at which it begins to act.
+        end: Fraction at which it stops.
+        curve: Factor of the weight in between, or None.
+        mask: ``[H, W]`` or ``[M, H, W]`` in image space, or None for everywhere.
+        scaling: What the weight multiplies; see `attention.scale`.
+    """
+
+    weight: float = 1.0
+    layers: str | Mapping[int, float] = "linear"
+    composition: float | None = None
+    style_boost: float | None = None
+    composition_boost: float | None = None
+    start: float = 0.0
+    end: float = 1.0
+    curve: Curve | None = None
+    mask: Tensor | None = None
+    scaling: Scaling = "V only"
+
+    def __post_init__(self) -> None:
+        check_window(self.start, self.end)
+        if self.scaling not in get_args(Scaling):
+            raise InfluenceError(
+                f"Unknown scaling {self.scaling!r}; needed is one of "
+                f"{', '.join(get_args(Scaling))}."
+            )
+
+    def __deepcopy__(self, memo: object) -> Influence:
+        return self
+
+    def on(self, family: Family) -> LayerWeights:
+        """The weight of every layer of a family.
+
+        Raises:
+            InfluenceError: The text means nothing, or a layer is named that is not there.
+        """
+        if isinstance(self.layers, str):
+            if self.layers.lstrip().startswith("{"):
+                return self._scaled(presets.from_scales(_read_json(self.layers), family))
+            if self.layers not in presets.PRESETS:
+                return presets.parse(self.layers, family, self.weight)
+            return presets.layer_weights(
+                self.layers,
+                family,
+                self.weight,
+                composition=self.composition,
+                style_boost=self.style_boost,
+                composition_boost=self.composition_boost,
+            )
+        numbers = [layer.index for layer in family.layers]
+        unknown = sorted(set(self.layers) - set(numbers))
+        if unknown:
+            raise InfluenceError(
+                f"Layers {unknown} are given a weight, but {family.name} adapters have the layers "
+                f"{numbers[0]}, {numbers[1]} ... {numbers[-1]}."
+            )
+        return self._scaled(LayerWeights(self.layers))
+
+    def _scaled(self, plan: LayerWeights) -> LayerWeights:
+        weights = {number: self.weight * factor for number, factor in plan.weights.items()}
+        return LayerWeights(weights, plan.opposed)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When an image prompt acts.
+
+    Attributes:
+        start: Fraction of the schedule at which it begins; after `end` where it never acts.
+        end: Fraction at which it stops.
+        curve: Factor of the weight in between, or None.
+    """
+
+    start: float = 0.0
+    end: float = 1.0
+    curve: Curve | None = None
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether every moment of the schedule is like every other."""
+        return self.curve is None and self.start <= 0 and self.end >= 1
+
+
+def check_window(start: float, end: float) -> None:
+    """Refuse a window that is none.
+
+    Raises:
+        InfluenceError: It is not within 0..1, or ends before it starts.
+    """
+    if not 0 <= start <= end <= 1:
+        raise InfluenceError(
+            f"The step window is {start} to {end}; needed is 0 <= start_at <= end_at <= 1, as "
+            "fractions of the schedule."
+        )
+
+
+def parse_curve(text: str) -> Curve | None:
+    """Read keyframes such as ``"0:1, 0.4:1, 0.6:0"``; an empty text is no curve.
+
+    Raises:
+        InfluenceError: A part is no pair of numbers, or the order is wrong.
+    """
+    keyframes = []
+    for part in text.replace("\n", ",").split(","):
+        if not part.strip():
+            continue
+        try:
+            fraction, factor = (float(number) for number in part.split(":"))
+        except ValueError:
+            raise InfluenceError(
+                f"'{part.strip()}' is no keyframe; needed are pairs fraction:factor with commas "
+                f"between them, such as '{EXAMPLE}'."
+            ) from None
+        keyframes.append((fraction, factor))
+    return Curve(tuple(keyframes)) if keyframes else None
+
+
+def _read_json(text: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise InfluenceError(
+            f"The layer weights begin like a dictionary of scales, but are no JSON ({error}). "
+            'Needed is one such as {"up": {"block_0": [0, 1, 0]}}.'
+        ) from None
+    return cast(Mapping[str, Any], found)
