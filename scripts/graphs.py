@@ -205,6 +205,59 @@ TWO_REFERENCES = Graph(
 )
 
 
+def _influence(layers: str, title: str) -> Node:
+    inputs: dict[str, Value] = {"weight": 1.0, "layers": layers, "scaling": "V only"}
+    return Node("ImagePromptInfluence", inputs, title)
+
+
+STYLE_AND_COMPOSITION = Graph(
+    "**Style of one image, composition of another.** Each reference has an *Image Prompt "
+    "Influence* that says in which layers of the model it acts.\n\n"
+    "Other presets and weights by hand are in the same node, also keyframes over the schedule. "
+    "SDXL keeps style and composition further apart than SD 1.5.",
+    (
+        (loaders(adapter="ip-adapter-plus_sd15.safetensors"),),
+        (
+            Group(
+                "Style",
+                {
+                    "reference": load_image("reference", "style"),
+                    "encode": encode_image("reference.IMAGE"),
+                    "style": _influence("style transfer", "Influence (style)"),
+                },
+            ),
+        ),
+        (
+            Group(
+                "Composition",
+                {
+                    "photo": load_image("photo", "composition"),
+                    "encode_2": encode_image("photo.IMAGE"),
+                    "composition": _influence("composition", "Influence (composition)"),
+                },
+            ),
+        ),
+        (
+            Group(
+                "Image prompts",
+                {
+                    "apply_style": apply_prompt(1.0, influence="style.influence"),
+                    "apply": apply_prompt(
+                        1.0,
+                        "encode_2.image_prompt",
+                        "apply_style.model",
+                        influence="composition.influence",
+                    ),
+                },
+            ),
+            text_prompt("best quality"),
+        ),
+        (SAMPLING,),
+        (result("style_and_composition"),),
+    ),
+)
+
+
 def _seed(number: int) -> Group:
     """One picture from a seed of its own. The front end writes the seed into the file's name."""
     name, title = f"sampler_{number}", f"Sampler {number}"
@@ -347,5 +400,6 @@ GRAPHS = {
     "seed_batch": SEED_BATCH,
     "automatic": AUTOMATIC,
     "face_identity": FACE_IDENTITY,
+    "style_and_composition": STYLE_AND_COMPOSITION,
 }
 """Every shipped workflow by the name of its file."""

@@ -147,15 +147,15 @@ REFERENCE = Group(
 
 
 def apply_prompt(
-    weight: float, prompt: str = PROMPT, model: str = "checkpoint.MODEL", **mask: str
+    weight: float, prompt: str = PROMPT, model: str = "checkpoint.MODEL", **more: str
 ) -> Node:
-    """MODEL + IMAGE_PROMPT -> MODEL."""
+    """MODEL + IMAGE_PROMPT -> MODEL; `more` are the optional inputs."""
     inputs: dict[str, Value] = {
         "model": model,
         "ip_adapter": "adapter.ip_adapter",
         "image_prompt": prompt,
         "weight": weight,
-        **mask,
+        **more,
     }
     return Node("ImagePromptApply", inputs)
 

@@ -54,6 +54,7 @@ REPORTING = {
     "ImagePromptEncode",
     "ImagePromptEncodeFace",
     "ImagePromptFaceLoRA",
+    "ImagePromptInfluence",
     "ImagePromptLoadAdapter",
     "ImagePromptLoadFaceModel",
 }
