@@ -6,12 +6,13 @@ from comfy_api.latest import ComfyExtension, io
 
 from .ip_adapter.host import faces as face_models
 from .ip_adapter.host import folders
-from .ip_adapter.nodes import automatic, faces, influence, loaders, models, prompts
+from .ip_adapter.nodes import automatic, faces, influence, loaders, models, prompts, references
 
 NODES: list[type[io.ComfyNode]] = [
     *automatic.NODES,
     *loaders.NODES,
     *prompts.NODES,
+    *references.NODES,
     *faces.NODES,
     *influence.NODES,
     *models.NODES,

@@ -6,6 +6,7 @@ so a saved prompt can be checked against the adapter it is used with.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,25 +51,30 @@ class ImagePrompt:
 def from_tokens(
     conditional: Tensor, unconditional: Tensor, adapter: str, label: str
 ) -> ImagePrompt:
-    """Make one prompt of the tokens of N references.
+    """Make one prompt of the tokens of N references, and of M for the unconditional side.
 
-    The references' tokens stand side by side, so that one softmax runs over all of them. The
-    unconditional tokens are repeated to match; repeating every token of a set does not change
-    what attention over it returns.
+    The references' tokens stand side by side, so that one softmax runs over all of them. Where the
+    sides differ in number both are repeated to match; repeating every token of a set does not
+    change what attention over it returns.
 
     Args:
         conditional: ``[N, T, D]``.
-        unconditional: ``[1, T, D]``.
+        unconditional: ``[M, T, D]``.
         adapter: Fingerprint of the projection.
         label: The adapter in words.
     """
-    count = conditional.shape[0]
+    count = math.lcm(len(conditional), len(unconditional))
     return ImagePrompt(
-        conditional=conditional.flatten(0, 1)[None],  # [1, N*T, D]
-        unconditional=unconditional.repeat(1, count, 1),
+        conditional=_side_by_side(conditional, count),
+        unconditional=_side_by_side(unconditional, count),
         adapter=adapter,
         label=label,
     )
+
+
+def _side_by_side(tokens: Tensor, count: int) -> Tensor:
+    """``[N, T, D]`` -> ``[1, count*T, D]``, where `count` is a multiple of N."""
+    return tokens.repeat(count // len(tokens), 1, 1).flatten(0, 1)[None]
 
 
 def join(prompts: Sequence[ImagePrompt]) -> ImagePrompt:

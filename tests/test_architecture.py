@@ -17,7 +17,7 @@ LIBRARY = ROOT / "ip_adapter"
 ROOMS = [
     {"encoders", "errors", "layers", "refusals"},
     {"catalogue", "images", "lora", "masks", "names", "spec"},
-    {"attention", "faces", "presets", "projections", "prompt"},
+    {"attention", "faces", "presets", "projections", "prompt", "references"},
     {"adapter", "detection", "face_models", "influence", "openclip"},
     {"checkpoint"},
     {"convert"},

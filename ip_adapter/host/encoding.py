@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,6 +17,7 @@ from ..errors import ImageError, IncompatibleModelError
 from ..faces import Faces
 from ..projections import Features
 from ..prompt import ImagePrompt
+from ..references import Combine, Reference, combine
 from ..spec import AdapterSpec
 from . import text, vision
 from .adapters import LoadedAdapter
@@ -47,6 +49,30 @@ def encode(
         IncompatibleModelError: The encoder is not the one this adapter was trained with, or the
             adapter needs a face or an instruction.
     """
+    return encode_references(adapter, clip_vision, [Reference(image, fit=fit)], size=size)
+
+
+def encode_references(
+    adapter: LoadedAdapter,
+    clip_vision: Any,
+    references: Sequence[Reference],
+    how: Combine = "concat",
+    size: int | None = None,
+) -> ImagePrompt:
+    """Turn references with weights and roles into one image prompt.
+
+    Args:
+        adapter: Its projection makes the tokens.
+        clip_vision: See `encode`.
+        references: At least one that is not negative. Without a negative one, the unconditional
+            side is the zero image, as in training.
+        how: How several of one role become one.
+        size: See `encode`.
+
+    Raises:
+        ImageError: See `encode`; or there is no positive reference.
+        IncompatibleModelError: See `encode`.
+    """
     spec = adapter.spec
     if spec.projection.face is not None:
         raise IncompatibleModelError(
@@ -58,9 +84,22 @@ def encode(
         )
     check_encoder(spec, clip_vision, adapter.label)
     side = size or int(clip_vision.image_size)
-    read = _read(adapter, clip_vision, image, fit, side)
-    conditional = _project(adapter, Features(image=read))
-    unconditional = _project(adapter, Features(image=_zero(spec, clip_vision, read, side)))
+    roles: dict[bool, list[Tensor]] = {True: [], False: []}
+    for one in references:
+        read = _read(adapter, clip_vision, one.image, one.fit, side)
+        roles[one.is_negative].append(one.weight * read)
+    if not roles[False]:
+        raise ImageError(
+            "All references are negative; needed is at least one positive one, which says what the "
+            "picture is to be like."
+        )
+    positive = combine(torch.cat(roles[False]), how)
+    if roles[True]:
+        negative = combine(torch.cat(roles[True]), how)
+    else:
+        negative = _zero(spec, clip_vision, positive, side)
+    conditional = _project(adapter, Features(image=positive))
+    unconditional = _project(adapter, Features(image=negative))
     return prompt.from_tokens(conditional, unconditional, adapter.fingerprint, adapter.label)
 
 

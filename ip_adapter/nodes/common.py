@@ -11,6 +11,7 @@ CATEGORY = "IP-Adapter"
 
 IPAdapterType = io.Custom("IPADAPTER")
 ImagePromptType = io.Custom("IMAGE_PROMPT")
+ReferencesType = io.Custom("IMAGE_REFERENCES")
 InfluenceType = io.Custom("INFLUENCE")
 FaceModelType = io.Custom("FACE_MODEL")
 FaceType = io.Custom("FACE")

@@ -175,6 +175,58 @@ def test_an_encoder_that_overflows_is_noticed(
     assert vision not in host.library("ip_adapter.host.encoding")._zeros  # nothing half-made
 
 
+def test_references_count_by_weight_and_role(
+    host: Any, adapter: Any, vision: Any, encode: Any
+) -> None:
+    """Against the host's own encoding of each picture, weighed and averaged by hand."""
+    references = host.library("ip_adapter.references")
+    encoding = host.library("ip_adapter.host.encoding")
+    sizes = ((40, 50), (31, 97), (64, 28))
+    shown = [pictures(1, *size) for size in sizes]
+    kind = "image_embeds" if adapter.spec.projection.image == "pooled" else None
+    read = [
+        getattr(vision.encode_image(picture), kind or "penultimate_hidden_states")
+        for picture in shown
+    ]
+    given = [
+        references.Reference(shown[0], weight=0.5),
+        references.Reference(shown[1], weight=2.0),
+        references.Reference(shown[2], is_negative=True),
+    ]
+    found = encoding.encode_references(adapter, vision, given, "average")
+    mixed = (0.5 * read[0] + 2.0 * read[1]) / 2
+    assert_close(found.conditional, project(host, adapter, image=mixed), relative=1e-5)
+    assert_close(found.unconditional, project(host, adapter, image=read[2]), relative=1e-5)
+
+    apart = encoding.encode_references(adapter, vision, given)
+    tokens = project(host, adapter, image=torch.cat([0.5 * read[0], 2.0 * read[1]]))
+    assert_close(apart.conditional, tokens.flatten(0, 1)[None], relative=1e-5)
+    alone = encoding.encode_references(adapter, vision, given[:1])
+    one = references.Reference(shown[0])
+    plain = encode(adapter, vision, shown[0], "crop")
+    same = encoding.encode_references(adapter, vision, [one], "max")
+    assert torch.equal(same.conditional, plain.conditional)
+    assert torch.equal(same.unconditional, plain.unconditional)
+    assert not torch.equal(alone.conditional, plain.conditional)
+    with pytest.raises(Exception, match="All references are negative"):
+        encoding.encode_references(adapter, vision, given[2:])
+
+
+def test_reference_nodes_chain(host: Any, adapter: Any, vision: Any, encode: Any) -> None:
+    add, encode_all = (
+        host.node(name) for name in ("ImagePromptReference", "ImagePromptEncodeReferences")
+    )
+    first = add.execute(pictures(1), 1.0, "crop", "positive").args[0]
+    both = add.execute(pictures(2, 30, 60), 1.0, "pad", "positive", references=first).args[0]
+    assert len(first) == 1 and len(both) == 2  # the first chain is not changed by the second
+    found = encode_all.execute(adapter, vision, both, "concat").args[0]
+    assert found.tokens == 3 * adapter.spec.projection.tokens
+    hidden = add.execute(pictures(1), 1.0, "crop", "positive", mask=torch.zeros(9, 9)).args[0]
+    blank = encode_all.execute(adapter, vision, hidden, "concat").args[0]
+    neutral = torch.tensor(images.CLIP_MEAN).expand(1, 28, 28, 3)
+    assert_close(blank.conditional, encode(adapter, vision, neutral, "crop").conditional)
+
+
 def geometry(hidden: int, pooled: int) -> Any:
     """An encoder of real width, without weights: enough to be refused."""
     vision = clip_vision(num_hidden_layers=0)

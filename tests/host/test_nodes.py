@@ -29,6 +29,14 @@ INTERFACE = {
         ["ip_adapter", "clip_vision", "clip", "image", "fit", "instruction", "description"],
         ["image_prompt"],
     ),
+    "ImagePromptReference": (
+        ["image", "weight", "fit", "role", "mask", "references"],
+        ["references"],
+    ),
+    "ImagePromptEncodeReferences": (
+        ["ip_adapter", "clip_vision", "references", "combine", "image_size"],
+        ["image_prompt"],
+    ),
     "ImagePromptLoadFaceModel": (["pack_name", "provider"], ["face_model"]),
     "ImagePromptDetectFace": (["face_model", "image", "pick", "index"], ["face", "crop"]),
     "ImagePromptFaceFromTensor": (["embedding", "crop"], ["face"]),

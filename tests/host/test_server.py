@@ -43,6 +43,8 @@ NODES = {
     "ImagePromptConvert": "Convert IP-Adapter",
     "ImagePromptEncode": "Encode Image Prompt",
     "ImagePromptEncodeInstructed": "Encode Instructed Prompt",
+    "ImagePromptReference": "Image Reference",
+    "ImagePromptEncodeReferences": "Encode References",
     "ImagePromptLoadFaceModel": "Load Face Model",
     "ImagePromptDetectFace": "Detect Face",
     "ImagePromptFaceFromTensor": "Face From Tensor",
