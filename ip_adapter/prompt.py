@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,9 +27,10 @@ class ImagePrompt:
     """What the image branch attends to.
 
     Attributes:
-        conditional: ``[1, T, D]``, the tokens of the reference images.
-        unconditional: ``[1, T, D]``, the tokens of "no image": the projection of the zero image
-            embedding, as classifier-free guidance saw it in training (eq. 7).
+        conditional: ``[F, T, D]``, the tokens of the reference images. F is 1, or there is a row
+            for each picture of the batch; the last one serves those that come after it.
+        unconditional: ``[1 or F, T, D]``, the tokens of "no image": the projection of the zero
+            image embedding, as classifier-free guidance saw it in training (eq. 7).
         adapter: Fingerprint of the projection that made them.
         label: The adapter in words, for messages.
     """
@@ -38,6 +39,11 @@ class ImagePrompt:
     unconditional: Tensor
     adapter: str
     label: str
+
+    @property
+    def frames(self) -> int:
+        """The number F of pictures of a batch that have an image prompt of their own."""
+        return self.conditional.shape[0]
 
     @property
     def tokens(self) -> int:
@@ -72,6 +78,22 @@ def from_tokens(
     )
 
 
+def per_frame(prompt: ImagePrompt, frames: int) -> ImagePrompt:
+    """Give the picture i of a batch the reference i alone.
+
+    Args:
+        prompt: Of references side by side, equally many for each frame and in the order of frames;
+            the unconditional side is one set, repeated.
+        frames: The number F of pictures that have references of their own.
+    """
+    each = prompt.tokens // frames
+    return replace(
+        prompt,
+        conditional=prompt.conditional.reshape(frames, each, -1),
+        unconditional=prompt.unconditional[:, :each],
+    )
+
+
 def _side_by_side(tokens: Tensor, count: int) -> Tensor:
     """``[N, T, D]`` -> ``[1, count*T, D]``, where `count` is a multiple of N."""
     return tokens.repeat(count // len(tokens), 1, 1).flatten(0, 1)[None]
@@ -90,12 +112,23 @@ def join(prompts: Sequence[ImagePrompt]) -> ImagePrompt:
                 f"Image prompts of two adapters cannot be joined: {first.label} and {other.label}. "
                 "Encode both with the same adapter, or apply each with its own adapter in a chain."
             )
+    counts = {p.frames for p in prompts} - {1}
+    if len(counts) > 1:
+        raise IncompatibleModelError(
+            f"Image prompts with a reference for each of {' and of '.join(map(str, counts))} "
+            "pictures cannot be joined. Give both as many references, or one a single one."
+        )
     return ImagePrompt(
-        conditional=torch.cat([p.conditional for p in prompts], dim=1),
-        unconditional=torch.cat([p.unconditional for p in prompts], dim=1),
+        conditional=_together([p.conditional for p in prompts]),
+        unconditional=_together([p.unconditional for p in prompts]),
         adapter=first.adapter,
         label=first.label,
     )
+
+
+def _together(many: Sequence[Tensor]) -> Tensor:
+    frames = max(len(tokens) for tokens in many)
+    return torch.cat([tokens.expand(frames, -1, -1) for tokens in many], dim=1)
 
 
 def save(prompt: ImagePrompt, path: Path) -> None:
@@ -137,11 +170,11 @@ def load(path: Path) -> ImagePrompt:
             f"needed is {FORMAT!r} version {VERSION!r}. Choose a file written by Save Image Prompt."
         )
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    shape = shapes.get("conditional", ())
-    if len(shape) != 3 or shape[0] != 1 or shapes.get("unconditional") != shape:
+    shape, other = shapes.get("conditional", ()), shapes.get("unconditional", ())
+    if len(shape) != 3 or other[1:] != shape[1:] or other[0] not in (1, shape[0]):
         raise CheckpointError(
             f"'{path.name}' holds {shapes}; needed are 'conditional' and 'unconditional' of the "
-            "same shape [1, tokens, width]. Save the image prompt again."
+            "same shape [frames, tokens, width]. Save the image prompt again."
         )
     return ImagePrompt(
         tensors["conditional"],

@@ -87,3 +87,27 @@ def test_a_deep_copy_shares_the_tokens() -> None:
     """Hosts before 2026 deep-copy a model's options with every clone."""
     made = make()
     assert copy.deepcopy(made) is made
+
+
+def test_frames_get_their_own_references() -> None:
+    """Six sets of tokens, two for each of three frames."""
+    tokens, none = torch.randn(6, 4, 8), torch.randn(1, 4, 8)
+    made = prompt.per_frame(prompt.from_tokens(tokens, none, "abc", "label"), 3)
+    assert (made.frames, made.tokens) == (3, 8)
+    for frame in range(3):
+        own = tokens[2 * frame : 2 * frame + 2].flatten(0, 1)
+        assert torch.equal(made.conditional[frame], own)
+    assert torch.equal(made.unconditional, torch.cat([none, none], dim=1))
+
+
+def test_frames_are_saved_and_joined(tmp_path: Path) -> None:
+    made = prompt.per_frame(make(3), 3)
+    prompt.save(made, tmp_path / "p.safetensors")
+    again = prompt.load(tmp_path / "p.safetensors")
+    assert torch.equal(again.conditional, made.conditional)
+    assert torch.equal(again.unconditional, made.unconditional)
+    both = prompt.join([made, make(1, seed=1)])
+    assert (both.frames, both.tokens) == (3, 8)
+    assert torch.equal(both.conditional[2, 4:], make(1, seed=1).conditional[0])
+    with pytest.raises(IncompatibleModelError, match=r"3 and of 2|2 and of 3"):
+        prompt.join([made, prompt.per_frame(make(2), 2)])

@@ -34,6 +34,8 @@ def encode(
     image: Tensor,
     fit: images.Fit,
     size: int | None = None,
+    *,
+    per_frame: bool = False,
 ) -> ImagePrompt:
     """Turn reference images into one image prompt.
 
@@ -43,13 +45,15 @@ def encode(
         image: ``[B, H, W, C]`` in 0..1, one reference per row.
         fit: How a picture that is not square is made so.
         size: Side of the square the encoder sees, in pixels; its own unless given.
+        per_frame: Whether the reference i is for the picture i of the batch only.
 
     Raises:
         ImageError: See `images.check`; also if the encoder returns values that are not numbers.
         IncompatibleModelError: The encoder is not the one this adapter was trained with, or the
             adapter needs a face or an instruction.
     """
-    return encode_references(adapter, clip_vision, [Reference(image, fit=fit)], size=size)
+    together = encode_references(adapter, clip_vision, [Reference(image, fit=fit)], size=size)
+    return prompt.per_frame(together, len(image)) if per_frame else together
 
 
 def encode_references(

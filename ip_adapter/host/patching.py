@@ -170,6 +170,7 @@ def apply(
         f"{reached} of {len(layers)} layers, {prompt.tokens} tokens, weight {weight:g}"
         + (f", steps {start:.0%} to {end:.0%}" if (start, end) != (0, 1) else "")
         + (", masked" if entry.masks else "")
+        + (f", one for each of {prompt.frames} pictures" if prompt.frames > 1 else "")
         + (f", {len(entry.active)} of them in use" if len(entry.active) < len(layers) else "")
         + (f"; image prompt {len(entries)} on this model" if len(entries) > 1 else "")
     )

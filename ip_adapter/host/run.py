@@ -210,21 +210,33 @@ class LayerPrompt:
     """One image prompt in one layer.
 
     Attributes:
-        key: ``[3, H, T, D]``, of no image, of the image, and zeros.
+        key: ``[F' + F + 1, H, T, D]``, of no image, of the image of each frame, and zeros.
         value: Like `key`.
+        frames: F' and F; 1 each, unless the pictures of a batch have prompts of their own.
         weight: The paper's lambda.
         is_opposed: See `Entry.opposed`.
     """
 
     key: Tensor
     value: Tensor
+    frames: tuple[int, int]
     weight: float
     is_opposed: bool
 
-    def rows(self, chunks: Sequence[Chunk]) -> list[int]:
-        """Which of the three each chunk of a batch attends to."""
-        positive, negative = (2, 1) if self.is_opposed else (1, 0)
-        return [positive if chunk.is_positive else negative for chunk in chunks]
+    def groups(self, chunks: Sequence[Chunk]) -> list[int]:
+        """Which row of keys each group of the batch's rows attends to.
+
+        A chunk is one group; where frames have prompts of their own, each of its rows is one.
+        """
+        without, with_image = self.frames
+        nothing, image, zeros = (0, without), (without, with_image), (without + with_image, 1)
+        positive, negative = (zeros, image) if self.is_opposed else (image, nothing)
+        out: list[int] = []
+        for chunk in chunks:
+            first, count = positive if chunk.is_positive else negative
+            places = [first + min(frame, count - 1) for frame in chunk.frames]
+            out += places[:1] if self.frames == (1, 1) else places
+        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,7 +329,7 @@ class Run:
             mask = self._mask(entry.masks, chunks, device)
             grids: dict[tuple[int, int], Tensor] = {}
             for address, layer in prepared.layers.items():
-                chosen = layer.rows(chunks)
+                chosen = layer.groups(chunks)
                 key, value, weight = attention.scale(
                     layer.key[chosen].to(device),
                     layer.value[chosen].to(device),
@@ -355,7 +367,8 @@ def _prepare(
     dtype: torch.dtype,
     bridge: Any | None,
 ) -> Prepared:
-    tokens = torch.cat((entry.prompt.unconditional, entry.prompt.conditional))  # [2, T, D]
+    sides = (entry.prompt.unconditional, entry.prompt.conditional)
+    tokens = torch.cat(sides)  # [F' + F, T, D]
     if tokens.shape[-1] != entry.adapter.spec.family.context_width:
         tokens = _cross(bridge, tokens)
     device = entry.adapter.load(memory=tokens.numel() * 256)
@@ -364,6 +377,7 @@ def _prepare(
         layer.address: LayerPrompt(
             _heads(key, layers[layer.address].heads, dtype),
             _heads(value, layers[layer.address].heads, dtype),
+            (len(sides[0]), len(sides[1])),
             entry.weights[layer.index],
             layer.index in entry.opposed,
         )
@@ -373,13 +387,13 @@ def _prepare(
 
 
 def _heads(x: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-    """``[2, T, C]`` -> ``[3, H, T, D]``, zeros last."""
+    """``[N, T, C]`` -> ``[N + 1, H, T, D]``, zeros last."""
     split = attention.split_heads(x, heads).to(dtype)
     return torch.cat((split, torch.zeros_like(split[:1])))
 
 
 def _cross(bridge: Any, tokens: Tensor) -> Tensor:
-    """Send ``[2, T, 4096]`` tokens through the model's Linear, wherever its weights lie now."""
+    """Send ``[N, T, 4096]`` tokens through the model's Linear, wherever its weights lie now."""
     weight, bias = bridge.weight, bridge.bias
     moved = tokens.to(weight.device).float()
     return functional.linear(moved, weight.float(), None if bias is None else bias.float())

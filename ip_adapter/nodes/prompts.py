@@ -12,6 +12,9 @@ from ..host import adapters, encoding, folders
 from ..host.features import schema, show_on_node
 from .common import CATEGORY, FaceType, ImagePromptType, IPAdapterType, check_name
 
+BATCHES = ("together", "one per frame")
+"""What a batch of references means."""
+
 
 class Encode(io.ComfyNode):
     """Reference images -> IMAGE_PROMPT."""
@@ -60,6 +63,15 @@ class Encode(io.ComfyNode):
                     tooltip="Side of the square that the encoder sees, in pixels; 0 is its own. "
                     "For adapters trained at another size: 448 for the NoobAI fine-tune.",
                 ),
+                io.Combo.Input(
+                    "batch",
+                    options=list(BATCHES),
+                    default=BATCHES[0],
+                    optional=True,
+                    tooltip="What a batch of references means. together: all of them for every "
+                    "picture. one per frame: the first for the first picture of the latent batch, "
+                    "and so on, for animations; the last one serves the rest.",
+                ),
             ],
             outputs=[
                 ImagePromptType.Output(
@@ -78,11 +90,19 @@ class Encode(io.ComfyNode):
         image: Any,
         fit: images.Fit,
         image_size: int = 0,
+        batch: str = BATCHES[0],
     ) -> io.NodeOutput:
         """Encode the references."""
-        adapter = adapters.require(ip_adapter)
-        encoded = encoding.encode(adapter, clip_vision, image, fit, image_size or None)
-        show_on_node(f"{encoded.tokens} image tokens")
+        encoded = encoding.encode(
+            adapters.require(ip_adapter),
+            clip_vision,
+            image,
+            fit,
+            image_size or None,
+            per_frame=batch == BATCHES[1],
+        )
+        frames = f" for each of {encoded.frames} pictures" if encoded.frames > 1 else ""
+        show_on_node(f"{encoded.tokens} image tokens{frames}")
         return io.NodeOutput(encoded)
 
 

@@ -212,6 +212,19 @@ def test_references_count_by_weight_and_role(
         encoding.encode_references(adapter, vision, given[2:])
 
 
+@pytest.mark.parametrize("fit", ["crop", "tile"])
+def test_a_batch_may_be_one_reference_per_frame(
+    adapter: Any, vision: Any, encode: Any, fit: images.Fit
+) -> None:
+    image = pictures(3, 30, 60)
+    made = encode(adapter, vision, image, fit, per_frame=True)
+    assert made.frames == 3
+    for i in range(3):
+        own = encode(adapter, vision, image[i : i + 1], fit)
+        assert_close(made.conditional[i], own.conditional[0], relative=1e-5)
+        assert_close(made.unconditional, own.unconditional, relative=1e-5)
+
+
 def test_reference_nodes_chain(host: Any, adapter: Any, vision: Any, encode: Any) -> None:
     add, encode_all = (
         host.node(name) for name in ("ImagePromptReference", "ImagePromptEncodeReferences")

@@ -22,7 +22,7 @@ INTERFACE = {
         ["model", "ip_adapter", "clip_vision"],
     ),
     "ImagePromptEncode": (
-        ["ip_adapter", "clip_vision", "image", "fit", "image_size"],
+        ["ip_adapter", "clip_vision", "image", "fit", "image_size", "batch"],
         ["image_prompt"],
     ),
     "ImagePromptEncodeInstructed": (
