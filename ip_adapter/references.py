@@ -52,7 +52,7 @@ def masked(image: Tensor, mask: Tensor) -> Tensor:
 
     Raises:
         ImageError: See `images.check` and `masks.check`; or there are as many masks as pictures
-            neither once nor for each.
+            neither once nor for each, or the mask hides everything.
     """
     images.check(image)
     alpha = masks.check(mask).to(image)
@@ -60,6 +60,12 @@ def masked(image: Tensor, mask: Tensor) -> Tensor:
         raise ImageError(
             f"There are {len(alpha)} masks for {len(image)} pictures; needed is one, or one for "
             "each."
+        )
+    if not bool((alpha > 0).any()):
+        raise ImageError(
+            "The mask of the reference is 0 everywhere, so nothing of the picture would count. Load "
+            "Image gives such a mask for a picture without transparency: paint one in the mask "
+            "editor, or leave mask unconnected."
         )
     height, width = image.shape[1:3]
     sized = F.interpolate(alpha[:, None].float(), size=(height, width), mode="bilinear")

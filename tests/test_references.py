@@ -110,6 +110,7 @@ def test_a_mask_and_transparency_both_hide() -> None:
         (torch.ones(3, 8, 8), "3 masks for 2 pictures"),
         (torch.ones(1, 1, 8, 8), "mask has shape"),
         (torch.ones(0, 8), "empty"),
+        (torch.zeros(64, 64), "0 everywhere"),
     ],
 )
 def test_bad_masks_are_refused(mask: Tensor, message: str) -> None:

@@ -234,10 +234,14 @@ def test_reference_nodes_chain(host: Any, adapter: Any, vision: Any, encode: Any
     assert len(first) == 1 and len(both) == 2  # the first chain is not changed by the second
     found = encode_all.execute(adapter, vision, both, "concat").args[0]
     assert found.tokens == 3 * adapter.spec.projection.tokens
-    hidden = add.execute(pictures(1), 1.0, "crop", "positive", mask=torch.zeros(9, 9)).args[0]
-    blank = encode_all.execute(adapter, vision, hidden, "concat").args[0]
-    neutral = torch.tensor(images.CLIP_MEAN).expand(1, 28, 28, 3)
-    assert_close(blank.conditional, encode(adapter, vision, neutral, "crop").conditional)
+    left = torch.zeros(40, 50)
+    left[:, :25] = 1
+    half = add.execute(pictures(1), 1.0, "crop", "positive", mask=left).args[0]
+    masked = encode_all.execute(adapter, vision, half, "concat").args[0]
+    by_hand = pictures(1)
+    by_hand[:, :, 25:] = torch.tensor(images.CLIP_MEAN)
+    expected = encode(adapter, vision, by_hand, "crop").conditional
+    assert_close(masked.conditional, expected, relative=1e-4)
 
 
 def geometry(hidden: int, pooled: int) -> Any:
