@@ -63,9 +63,9 @@ def masked(image: Tensor, mask: Tensor) -> Tensor:
         )
     if not bool((alpha > 0).any()):
         raise ImageError(
-            "The mask of the reference is 0 everywhere, so nothing of the picture would count. Load "
-            "Image gives such a mask for a picture without transparency: paint one in the mask "
-            "editor, or leave mask unconnected."
+            "The mask of the reference is 0 everywhere, so nothing of the picture would count. "
+            "Load Image gives such a mask for a picture without transparency: paint one in the "
+            "mask editor, or leave mask unconnected."
         )
     height, width = image.shape[1:3]
     sized = F.interpolate(alpha[:, None].float(), size=(height, width), mode="bilinear")
