@@ -65,6 +65,7 @@ HEIGHTS = {
     "PreviewImage": 300,
     "SaveImage": 420,
     "ImagePromptAutoLoader": 250,  # with room for its text, of several lines
+    "ImagePromptInfluence": 370,  # two text fields
 }
 GROUP_COLOUR = "#7f9db0"
 COLOURS = {"Positive prompt": ("#232", "#353"), "Negative prompt": ("#322", "#533")}
