@@ -24,6 +24,7 @@ from .errors import (
     IPAdapterError,
     MissingFileError,
 )
+from .projections import Features
 from .prompt import ImagePrompt
 from .spec import AdapterSpec
 
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterSpec",
     "CheckpointError",
+    "Features",
     "IPAdapter",
     "IPAdapterError",
     "ImageError",
