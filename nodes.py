@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .ip_adapter.host import faces as face_models
 from .ip_adapter.host import folders
 from .ip_adapter.nodes import automatic, faces, influence, loaders, models, prompts, references
 
@@ -25,7 +24,6 @@ class ImagePromptExtension(ComfyExtension):
     async def on_load(self) -> None:
         """Register our model folders."""
         folders.register()
-        face_models.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """List the nodes."""

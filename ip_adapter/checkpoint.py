@@ -55,17 +55,28 @@ class Checkpoint:
     tensors: Tensors
     metadata: Mapping[str, str]
 
+    def check(self) -> list[str]:
+        """Make sure that the file is whole.
+
+        Returns:
+            The keys of the adapter's own tensors; what else is in the file is not needed.
+
+        Raises:
+            CheckpointError: Tensors are missing or have another shape.
+        """
+        # Asked of torch's own layers: the host's have no parameters before loading in Dynamic VRAM.
+        needed = shapes(IPAdapter(self.spec, nn, device="meta").state_dict())
+        detection.check_tensors(shapes(self.tensors), needed, self.path.name)
+        return list(needed)
+
     def build(self, ops: Ops = nn) -> IPAdapter:
         """Build the adapter, whose parameters are the file's tensors in the file's dtype.
 
         Raises:
             CheckpointError: Tensors are missing or have another shape.
         """
-        # Asked of torch's own layers: the host's have no parameters before loading in Dynamic VRAM.
-        plain = IPAdapter(self.spec, nn, device="meta").state_dict()
-        needed = {key: tuple(tensor.shape) for key, tensor in plain.items()}
-        detection.check_tensors(_shapes(self.tensors), needed, self.path.name)
-        unused = sorted(k for k in self.tensors if k not in needed and not lora.is_lora(k))
+        needed = self.check()
+        unused = sorted(k for k in set(self.tensors) - set(needed) if not lora.is_lora(k))
         if unused:
             log.warning(
                 "'%s': %d tensors are not used, such as %s", self.path.name, len(unused), unused[0]
@@ -124,7 +135,7 @@ def read_tensors(path: Path) -> Tensors:
     """
     head = _head(path)
     if _is_safetensors(head):
-        return _read_safetensors(path)
+        return _read_safetensors(path, head)
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
         return _read_pickle(path, is_zip=head[:1] == b"P")
     size = path.stat().st_size
@@ -137,14 +148,13 @@ def read_shapes(path: Path) -> Tensors:
     Raises:
         CheckpointError: See `read_tensors`.
     """
-    if not _is_safetensors(_head(path)):
-        return {key: tensor.to("meta") for key, tensor in read_tensors(path).items()}
-    try:
-        # Mapped: no weights are read, and the empty tensors keep nothing of the file.
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key).to("meta") for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+    # Mapped where the file can be: of a safetensors file no weights are read.
+    return {key: tensor.to("meta") for key, tensor in read_tensors(path).items()}
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor."""
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -183,12 +193,8 @@ def _identified(
     tensors = names.canonical(tensors, path.name)
     dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     clues = replace(clues, dtype=_DTYPES.get(dtypes.pop(), "") if len(dtypes) == 1 else "mixed")
-    spec = detection.identify(_shapes(tensors), path.name, clues)
+    spec = detection.identify(shapes(tensors), path.name, clues)
     return Checkpoint(path, spec, tensors, metadata)
-
-
-def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
 def _head(path: Path) -> bytes:
@@ -196,25 +202,21 @@ def _head(path: Path) -> bytes:
         return file.read(512)
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    header = struct.unpack("<Q", _head(path)[:8])[0]
-    return CheckpointError(
-        f"'{path.name}' is a damaged safetensors file ({error}; {path.stat().st_size} bytes on "
-        f"disk, of which {header + 8} are its header). A download that stopped early looks like "
-        f"this. {_AGAIN}"
-    )
-
-
 def _is_safetensors(head: bytes) -> bool:
     return len(head) > 8 and struct.unpack("<Q", head[:8])[0] < _HEADER_LIMIT and head[8:9] == b"{"
 
 
-def _read_safetensors(path: Path) -> Tensors:
+def _read_safetensors(path: Path, head: bytes) -> Tensors:
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+        header = struct.unpack("<Q", head[:8])[0]
+        raise CheckpointError(
+            f"'{path.name}' is a damaged safetensors file ({error}; {path.stat().st_size} bytes on "
+            f"disk, of which {header + 8} are its header). A download that stopped early looks "
+            f"like this. {_AGAIN}"
+        ) from error
 
 
 def _read_pickle(path: Path, *, is_zip: bool) -> Tensors:

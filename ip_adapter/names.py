@@ -30,6 +30,7 @@ from torch import Tensor
 
 from .errors import CheckpointError, IncompatibleModelError, MissingFileError
 from .layers import FAMILIES
+from .refusals import some
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +160,7 @@ def dump_files(folder: Path) -> list[Path]:
             return _shards(path) if path.suffix == ".json" else [path]
     inside = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
     raise CheckpointError(
-        f"The folder '{folder.name}' holds no weights of an adapter: it has {_some(inside)}. "
+        f"The folder '{folder.name}' holds no weights of an adapter: it has {some(inside, 8)}. "
         f"Needed is one of {', '.join(_DUMPS)}. Name the innermost checkpoint folder; sharded "
         "DeepSpeed (ZeRO 3) or FSDP states must be merged first with the tool of their library."
     )
@@ -344,13 +345,6 @@ def _shards(index: Path) -> list[Path]:
     if missing or not shards:
         raise CheckpointError(
             f"'{index.name}' names {len(shards)} shards, of which {len(missing)} are not in its "
-            f"folder: {_some(missing)}. Copy all of them there."
+            f"folder: {some(missing, 8)}. Copy all of them there."
         )
     return shards
-
-
-def _some(items: list[str], count: int = 8) -> str:
-    if not items:
-        return "nothing"
-    more = "" if len(items) <= count else f" and {len(items) - count} more"
-    return ", ".join(items[:count]) + more

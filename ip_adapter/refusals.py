@@ -81,7 +81,9 @@ def other_file(keys: Iterable[str]) -> str:
 
 
 def some(items: list[str], count: int = 3) -> str:
-    """The first few items, and how many there are beside them."""
+    """The first few items, and how many there are beside them; ``nothing`` for none."""
+    if not items:
+        return "nothing"
     more = "" if len(items) <= count else f" and {len(items) - count} more"
     return ", ".join(items[:count]) + more
 

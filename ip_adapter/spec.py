@@ -127,8 +127,29 @@ class FaceProjection:
         return "portrait" if self.tokens > 4 else "faceid"
 
 
+class _AroundResampler:
+    """A projection whose measures are those of the resampler in it."""
+
+    resampler: ResamplerProjection
+
+    @property
+    def features(self) -> int:
+        """Width of what it reads: patch features, or a face vector."""
+        return self.resampler.features
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens per image or face."""
+        return self.resampler.tokens
+
+    @property
+    def width(self) -> int:
+        """Width of a token."""
+        return self.resampler.width
+
+
 @dataclass(frozen=True)
-class FacePerceiverProjection:
+class FacePerceiverProjection(_AroundResampler):
     """Identity tokens that read the structure of the face from its patch features.
 
     Published as ``ProjModelFaceIdPlus`` (FaceID-Plus, FaceID-PlusV2, Kolors-FaceID-Plus).
@@ -150,24 +171,9 @@ class FacePerceiverProjection:
     text: ClassVar[bool] = False
     layout: ClassVar[str] = "faceid-plus"
 
-    @property
-    def features(self) -> int:
-        """Width of the patch features."""
-        return self.resampler.features
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens per face."""
-        return self.identity.tokens
-
-    @property
-    def width(self) -> int:
-        """Width of a token."""
-        return self.resampler.width
-
 
 @dataclass(frozen=True)
-class FaceResamplerProjection:
+class FaceResamplerProjection(_AroundResampler):
     """A resampler whose only input token is the raw face vector.
 
     Published in InstantID and in the unnormed portrait.
@@ -180,24 +186,9 @@ class FaceResamplerProjection:
     text: ClassVar[bool] = False
     layout: ClassVar[str] = "face resampler"
 
-    @property
-    def features(self) -> int:
-        """Width of the face vector."""
-        return self.resampler.features
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens per face."""
-        return self.resampler.tokens
-
-    @property
-    def width(self) -> int:
-        """Width of a token."""
-        return self.resampler.width
-
 
 @dataclass(frozen=True)
-class InstructProjection:
+class InstructProjection(_AroundResampler):
     """A resampler that also reads a prompt and an instruction ("use the style of this image").
 
     Published in IP-Adapter-Instruct.
@@ -216,21 +207,6 @@ class InstructProjection:
     face: ClassVar[FaceKind | None] = None
     text: ClassVar[bool] = True
     layout: ClassVar[str] = "instruct"
-
-    @property
-    def features(self) -> int:
-        """Width of the patch features."""
-        return self.resampler.features
-
-    @property
-    def tokens(self) -> int:
-        """Number of image tokens."""
-        return self.resampler.tokens
-
-    @property
-    def width(self) -> int:
-        """Width of a token."""
-        return self.resampler.width
 
 
 Projection = (

@@ -32,6 +32,7 @@ WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 # Sizes in canvas units. The front end's own rows: 20 for a socket, 24 for a widget, 30 for a title.
 TITLE, SOCKET_ROW, WIDGET_ROW = 30, 20, 24
+TEXT_FIELD = 48  # what a text of several lines is higher by
 NODE_GAP, GROUP_GAP, GROUP_TITLE, GROUP_EDGE = 20, 30, 44, 15
 NOTE = "MarkdownNote"
 HINT = (
@@ -65,7 +66,6 @@ HEIGHTS = {
     "PreviewImage": 300,
     "SaveImage": 420,
     "ImagePromptAutoLoader": 250,  # with room for its text, of several lines
-    "ImagePromptInfluence": 370,  # two text fields
 }
 GROUP_COLOUR = "#7f9db0"
 COLOURS = {"Positive prompt": ("#232", "#353"), "Negative prompt": ("#322", "#533")}
@@ -89,7 +89,9 @@ def _size(kind: str, interface: Json) -> tuple[int, int]:
     widgets = [is_widget(entry[0]) for entry in _inputs(interface).values()]
     sockets = max(len(widgets) - sum(widgets), len(interface["output"]))
     seeds = sum("control_after_generate" in o for _, o in _inputs(interface).values())
-    height = sockets * SOCKET_ROW + (sum(widgets) + seeds) * WIDGET_ROW + 14
+    texts = sum(bool(o.get("multiline")) for _, o in _inputs(interface).values())
+    rows = sum(widgets) + seeds
+    height = sockets * SOCKET_ROW + rows * WIDGET_ROW + texts * TEXT_FIELD + 14
     return WIDE if kind in WIDE_NODES else NARROW, HEIGHTS.get(kind, height)
 
 

@@ -15,11 +15,10 @@ import torch
 from .. import checkpoint
 from ..adapter import IPAdapter
 from ..detection import AUTOMATIC
-from ..errors import IncompatibleModelError
 from ..projections import Ops
 from ..spec import AdapterSpec
 from . import digests
-from .features import ManagedPatcher
+from .features import ManagedPatcher, require_own
 
 log = logging.getLogger(__name__)
 
@@ -89,9 +88,4 @@ def require(value: object) -> LoadedAdapter:
     Raises:
         IncompatibleModelError: Another pack's object came in on a socket of the same name.
     """
-    if isinstance(value, LoadedAdapter):
-        return value
-    raise IncompatibleModelError(
-        f"The ip_adapter input got a {type(value).__module__}.{type(value).__qualname__}, which "
-        "another pack made. Connect the output of Load IP-Adapter."
-    )
+    return require_own(value, LoadedAdapter, "ip_adapter", "Load IP-Adapter")

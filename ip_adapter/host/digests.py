@@ -15,6 +15,7 @@ from pathlib import Path
 import folder_paths
 
 from ..checkpoint import digest
+from . import folders
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +23,7 @@ log = logging.getLogger(__name__)
 def sha256(path: Path) -> str:
     """SHA-256 of a file; computed only if it is not known, or the file changed."""
     known = _read()
-    status = path.stat()
-    stamp = f"{status.st_size}-{status.st_mtime_ns}"
+    stamp = folders.stamp_of(path.stat())
     key = str(path.resolve())
     entry = known.get(key)
     if isinstance(entry, dict) and entry.get("stamp") == stamp:

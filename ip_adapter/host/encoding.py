@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -264,14 +265,8 @@ def _zero(spec: AdapterSpec, clip_vision: Any, read: Tensor, side: int) -> Tenso
 
 
 def _project(adapter: LoadedAdapter, features: Features) -> Tensor:
-    given = {
-        name: value
-        for name in ("image", "face", "instruction", "prompt")
-        if (value := getattr(features, name)) is not None
-    }
+    given: dict[str, Any] = {k: v for k, v in vars(features).items() if isinstance(v, Tensor)}
     device = adapter.load(memory=64 * sum(value.numel() for value in given.values()))
-    moved = Features(
-        **{name: value.to(device) for name, value in given.items()}, structure=features.structure
-    )
+    moved = replace(features, **{name: value.to(device) for name, value in given.items()})
     tokens = adapter.module.image_tokens(moved)
     return tokens.to(comfy.model_management.intermediate_device())

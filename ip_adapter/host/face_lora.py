@@ -25,7 +25,7 @@ def inside(adapter: LoadedAdapter) -> dict[str, Tensor]:
     Raises:
         CheckpointError: It holds none; says where the companion file is had.
     """
-    found = checkpoint.read(adapter.path).lora()
+    found = checkpoint.read(adapter.path, adapter.spec.variant).lora()
     if not found:
         raise CheckpointError(
             f"{adapter.label} holds no LoRA. FaceID files of another kind have none, and converted "

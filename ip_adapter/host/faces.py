@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import comfy.model_management
@@ -12,28 +11,21 @@ import folder_paths
 from torch import Tensor
 
 from .. import face_models
-from ..errors import IncompatibleModelError, MissingFileError
+from ..errors import MissingFileError
 from ..face_models import WHERE, FaceModel
 from ..faces import Faces, Pick, rgb
+from .features import require_own
+from .folders import FACE_MODELS, stamp_of
 
 log = logging.getLogger(__name__)
-
-FOLDER = "insightface"
 
 PROVIDERS = (face_models.AUTO, *face_models.PROVIDERS)
 """Choices of a loader; onnxruntime is not imported to ask which of them exist."""
 
-_NONE = f"(no face models in models/{FOLDER}/models)"
+_NONE = f"(no face models in models/{FACE_MODELS}/models)"
 
 _kept: dict[tuple[str, str, str], FaceModel] = {}
 """At most one: its folder, what its files looked like, and the provider that was asked for."""
-
-
-def register() -> None:
-    """Add our folder to what the user configured; see `folders.register`."""
-    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
-    paths, listed = folder_paths.folder_names_and_paths[FOLDER]
-    folder_paths.folder_names_and_paths[FOLDER] = (paths, set(listed) | {".onnx"})
 
 
 def packs() -> list[str]:
@@ -69,8 +61,8 @@ def stamp(pack: str) -> str:
     folder = _folders().get(pack)
     if folder is None:
         return "missing"
-    status = [(path.name, path.stat()) for path in face_models.files_of(folder)]
-    return " ".join(f"{name}-{one.st_size}-{one.st_mtime_ns}" for name, one in status)
+    files = face_models.files_of(folder)
+    return " ".join(f"{path.name}-{stamp_of(path.stat())}" for path in files)
 
 
 def load(pack: str, provider: str = face_models.AUTO) -> FaceModel:
@@ -115,28 +107,17 @@ def detect(model: FaceModel, image: Tensor, pick: Pick) -> Faces:
     return model.read(pictures, landmarks)
 
 
-def preview(faces: Faces, size: int) -> Tensor:
-    """The aligned crops as an IMAGE, ``[N, size, size, 3]`` in 0..1."""
-    return faces.crops(size)
-
-
 def require(value: object) -> FaceModel:
     """Return the value of a FACE_MODEL socket, or say what is connected instead.
 
     Raises:
         IncompatibleModelError: Another pack's object came in on a socket of the same name.
     """
-    if isinstance(value, FaceModel):
-        return value
-    raise IncompatibleModelError(
-        f"The face_model input got a {type(value).__module__}.{type(value).__qualname__}, which "
-        "another pack made. Connect the output of Load Face Model."
-    )
+    return require_own(value, FaceModel, "face_model", "Load Face Model")
 
 
 def _roots() -> list[Path]:
-    register()
-    return [Path(path) for path in folder_paths.get_folder_paths(FOLDER)]
+    return [Path(path) for path in folder_paths.get_folder_paths(FACE_MODELS)]
 
 
 def _folders() -> dict[str, Path]:

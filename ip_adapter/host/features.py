@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import comfy.model_patcher
 from comfy_api.latest import io
+
+from ..errors import IncompatibleModelError
+
+T = TypeVar("T")
 
 ManagedPatcher: type[Any] = getattr(
     comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher
@@ -20,6 +24,26 @@ def schema(**fields: Any) -> io.Schema:
     """
     known = io.Schema.__dataclass_fields__
     return io.Schema(**{name: value for name, value in fields.items() if name in known})
+
+
+def require_own(value: object, kind: type[T], socket: str, node: str) -> T:
+    """Return the value of a socket, or say what is connected instead.
+
+    Args:
+        value: What came in.
+        kind: What this pack puts on sockets of that type.
+        socket: The input's name.
+        node: The display name of the node to connect.
+
+    Raises:
+        IncompatibleModelError: Another pack's object came in on a socket of the same type.
+    """
+    if isinstance(value, kind):
+        return value
+    raise IncompatibleModelError(
+        f"The {socket} input got a {type(value).__module__}.{type(value).__qualname__}, which "
+        f"another pack made. Connect the output of {node}."
+    )
 
 
 def show_on_node(text: str) -> None:

@@ -14,10 +14,12 @@ ADAPTERS = "ipadapter"
 IMAGE_PROMPTS = "image_prompts"
 ENCODERS = "clip_vision"
 LORAS = "loras"
+FACE_MODELS = "insightface"
 
 _EXTENSIONS = {
     ADAPTERS: {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".sft"},
     IMAGE_PROMPTS: {".safetensors"},
+    FACE_MODELS: {".onnx"},
 }
 _ADVICE = {
     ADAPTERS: (
@@ -111,5 +113,9 @@ def stamp(folder: str, name: str) -> str:
     path = folder_paths.get_full_path(folder, name)
     if path is None:
         return "missing"
-    status = os.stat(path)
+    return stamp_of(os.stat(path))
+
+
+def stamp_of(status: os.stat_result) -> str:
+    """Changes whenever a file's content does, as far as its size and time tell."""
     return f"{status.st_size}-{status.st_mtime_ns}"

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -21,8 +21,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from .. import checkpoint, detection
-from ..adapter import IPAdapter
+from .. import checkpoint
 from ..encoders import Encoder, recognise
 from ..spec import AdapterSpec
 from . import digests, folders
@@ -103,7 +102,7 @@ def loras() -> list[InstalledLoRA]:
 
 def lora_keys(file: InstalledLoRA) -> frozenset[str]:
     """The names of a LoRA's tensors; empty where it cannot be read."""
-    return _keys(file.path, _stamp(file.path.stat()))
+    return _keys(file.path, folders.stamp_of(file.path.stat()))
 
 
 def no_adapters() -> dict[str, str]:
@@ -128,7 +127,7 @@ def fingerprint(*names: str) -> str:
     found = hashlib.sha256()
     for folder in names:
         for name, path, status in _files(folder):
-            found.update(f"{folder}\0{name}\0{path}\0{_stamp(status)}\n".encode())
+            found.update(f"{folder}\0{name}\0{path}\0{folders.stamp_of(status)}\n".encode())
     return found.hexdigest()
 
 
@@ -142,14 +141,10 @@ def _files(folder: str) -> Iterator[tuple[str, Path, os.stat_result]]:
         yield name, Path(path), status
 
 
-def _stamp(status: os.stat_result) -> str:
-    return f"{status.st_size}-{status.st_mtime_ns}"
-
-
 def _look(folder: str, identify: Callable[[Path, str], T]) -> Iterator[tuple[str, Path, T]]:
     for name, path, status in _files(folder):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        yield name, path, identify(path, _stamp(status))
+        yield name, path, identify(path, folders.stamp_of(status))
 
 
 @cache
@@ -157,8 +152,7 @@ def _adapter(path: Path, stamp: str) -> AdapterSpec | str:
     """What a file holds, or why it is no adapter."""
     try:
         found = checkpoint.read(_outline(path, stamp), sha256=partial(digests.sha256, path))
-        whole = IPAdapter(found.spec, device="meta").state_dict()
-        detection.check_tensors(_shapes(found.tensors), _shapes(whole), path.name)
+        found.check()
     except Exception as error:  # whatever is wrong with one file, the others count
         return _reason(error, path)
     return found.spec
@@ -168,7 +162,7 @@ def _adapter(path: Path, stamp: str) -> AdapterSpec | str:
 def _encoder(path: Path, stamp: str) -> Encoder | str:
     """Which tower a file holds, or why it holds none."""
     try:
-        shapes = _shapes(checkpoint.read_shapes(_outline(path, stamp)))
+        shapes = checkpoint.shapes(checkpoint.read_shapes(_outline(path, stamp)))
     except Exception as error:  # see `_adapter`
         return _reason(error, path)
     return recognise(shapes) or "holds no CLIP or SigLIP image encoder"
@@ -188,10 +182,6 @@ def _reason(error: Exception, path: Path) -> str:
     first = str(error).removeprefix(f"'{path.name}'").lstrip(": ").split(". ")[0].rstrip(".")
     first = first or type(error).__name__
     return first if len(first) <= _REASON else first[: _REASON - 3] + "..."
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
 def _outline(path: Path, stamp: str) -> Path:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import encoders, images
-from ..checkpoint import Tensors, read_tensors
+from ..checkpoint import Tensors, read_tensors, shapes
 from ..encoders import ENCODERS, Encoder, FeatureKind, Location
 from ..errors import CheckpointError, IncompatibleModelError
 from ..openclip import OpenCLIPTower, load_tower, resize_positions
@@ -50,7 +50,7 @@ def recognise(clip_vision: Any) -> Encoder | None:
     model = getattr(clip_vision, "model", None)
     if not isinstance(model, torch.nn.Module):
         return None
-    return encoders.recognise({name: tuple(p.shape) for name, p in model.named_parameters()})
+    return encoders.recognise(shapes(dict(model.named_parameters())))
 
 
 def describe(clip_vision: Any) -> str:
@@ -111,7 +111,7 @@ def load(path: Path) -> Any:
     """
     tensors = read_tensors(path)
     place = encoders.locate(tensors)
-    encoder = encoders.recognise({key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    encoder = encoders.recognise(shapes(tensors))
     if place is None or encoder is None:
         raise CheckpointError(
             f"'{path.name}' holds no CLIP or SigLIP image encoder: {_instead(tensors)}. Choose one "

@@ -130,7 +130,7 @@ class DetectFace(io.ComfyNode):
         """Detect and read."""
         found = faces.detect(faces.require(face_model), image, Pick(pick, index))
         show_on_node(f"{len(found)} x {found.label}")
-        return io.NodeOutput(found, faces.preview(found, PREVIEW))
+        return io.NodeOutput(found, found.crops(PREVIEW))
 
 
 class FaceFromTensor(io.ComfyNode):

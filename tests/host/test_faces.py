@@ -35,6 +35,7 @@ def models(host: Host, library: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    host.library("ip_adapter.host.folders").register()  # as when the host loads the pack
     library._kept.clear()
     return tmp_path / "models" / "insightface" / "models"
 
@@ -69,13 +70,16 @@ def test_packs_are_found_where_people_put_them(models: Path, library: Any) -> No
     assert ".onnx" in folder_paths.folder_names_and_paths["insightface"][1]
 
 
-def test_configured_folders_come_first(models: Path, library: Any, tmp_path: Path) -> None:
+def test_configured_folders_come_first(
+    host: Host, models: Path, library: Any, tmp_path: Path
+) -> None:
     import folder_paths
 
     elsewhere = tmp_path / "elsewhere"
     build_pack(elsewhere / "models" / "buffalo_l")
     build_pack(models / "buffalo_l")
     folder_paths.folder_names_and_paths["insightface"] = ([str(elsewhere)], set())
+    host.library("ip_adapter.host.folders").register()  # the host reads its yaml before the packs
     assert library.find("buffalo_l") == elsewhere / "models" / "buffalo_l"
     paths, _ = folder_paths.folder_names_and_paths["insightface"]
     assert paths == [str(elsewhere), str(models.parent)]
