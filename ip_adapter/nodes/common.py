@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from comfy_api.latest import io
 
+from .. import images
 from ..errors import IPAdapterError
 from ..host import folders
 
@@ -24,3 +27,22 @@ def check_name(folder: str, name: str) -> bool | str:
     except IPAdapterError as error:
         return str(error)
     return True
+
+
+def fit_input(tooltip: str) -> io.Combo.Input:
+    """How a picture that is not square is made so."""
+    return io.Combo.Input(
+        "fit", options=list(get_args(images.Fit)), default="crop", tooltip=tooltip
+    )
+
+
+def image_size_input(tooltip: str) -> io.Int.Input:
+    """Side of the square that the encoder sees; 0 is its own."""
+    return io.Int.Input(
+        "image_size", default=0, min=0, max=2048, step=14, optional=True, tooltip=tooltip
+    )
+
+
+def image_prompt_output(tooltip: str) -> io.Custom.Output:
+    """The image prompt that a node makes."""
+    return ImagePromptType.Output("image_prompt", display_name="image_prompt", tooltip=tooltip)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -10,7 +10,16 @@ from .. import images, prompt
 from ..faces import Faces
 from ..host import adapters, encoding, folders
 from ..host.features import schema, show_on_node
-from .common import CATEGORY, FaceType, ImagePromptType, IPAdapterType, check_name
+from .common import (
+    CATEGORY,
+    FaceType,
+    ImagePromptType,
+    IPAdapterType,
+    check_name,
+    fit_input,
+    image_prompt_output,
+    image_size_input,
+)
 
 BATCHES = ("together", "one per frame")
 """What a batch of references means."""
@@ -45,23 +54,14 @@ class Encode(io.ComfyNode):
                     "image",
                     tooltip="The reference, or a batch of them. Transparent parts say nothing.",
                 ),
-                io.Combo.Input(
-                    "fit",
-                    options=list(get_args(images.Fit)),
-                    default="crop",
-                    tooltip="For pictures that are not square. crop: the centre square only. pad: "
+                fit_input(
+                    "For pictures that are not square. crop: the centre square only. pad: "
                     "all of it, smaller, on neutral ground. tile: overlapping squares that cover "
-                    "it, each a reference of its own.",
+                    "it, each a reference of its own."
                 ),
-                io.Int.Input(
-                    "image_size",
-                    default=0,
-                    min=0,
-                    max=2048,
-                    step=14,
-                    optional=True,
-                    tooltip="Side of the square that the encoder sees, in pixels; 0 is its own. "
-                    "For adapters trained at another size: 448 for the NoobAI fine-tune.",
+                image_size_input(
+                    "Side of the square that the encoder sees, in pixels; 0 is its own. "
+                    "For adapters trained at another size: 448 for the NoobAI fine-tune."
                 ),
                 io.Combo.Input(
                     "batch",
@@ -73,13 +73,7 @@ class Encode(io.ComfyNode):
                     "and so on, for animations; the last one serves the rest.",
                 ),
             ],
-            outputs=[
-                ImagePromptType.Output(
-                    "image_prompt",
-                    display_name="image_prompt",
-                    tooltip="For Apply IP-Adapter, Join and Save Image Prompt.",
-                )
-            ],
+            outputs=[image_prompt_output("For Apply IP-Adapter, Join and Save Image Prompt.")],
         )
 
     @classmethod
@@ -129,12 +123,7 @@ class EncodeInstructed(io.ComfyNode):
                     tooltip="The CLIP of an SD 1.5 or SDXL checkpoint; its CLIP-L reads the texts.",
                 ),
                 io.Image.Input("image", tooltip="The reference, or a batch of them."),
-                io.Combo.Input(
-                    "fit",
-                    options=list(get_args(images.Fit)),
-                    default="crop",
-                    tooltip="For pictures that are not square: see Encode Image Prompt.",
-                ),
+                fit_input("For pictures that are not square: see Encode Image Prompt."),
                 io.String.Input(
                     "instruction",
                     default="use the style of the image",
@@ -149,11 +138,7 @@ class EncodeInstructed(io.ComfyNode):
                     tooltip="The text prompt of the picture to be made, as given to the sampler.",
                 ),
             ],
-            outputs=[
-                ImagePromptType.Output(
-                    "image_prompt", display_name="image_prompt", tooltip="For Apply IP-Adapter."
-                )
-            ],
+            outputs=[image_prompt_output("For Apply IP-Adapter.")],
         )
 
     @classmethod
@@ -212,11 +197,7 @@ class EncodeFace(io.ComfyNode):
                     "the face counts against its identity.",
                 ),
             ],
-            outputs=[
-                ImagePromptType.Output(
-                    "image_prompt", display_name="image_prompt", tooltip="For Apply IP-Adapter."
-                )
-            ],
+            outputs=[image_prompt_output("For Apply IP-Adapter.")],
         )
 
     @classmethod
@@ -253,11 +234,7 @@ class Join(io.ComfyNode):
                 ImagePromptType.Input("first", tooltip="An image prompt."),
                 ImagePromptType.Input("second", tooltip="Another one, of the same adapter."),
             ],
-            outputs=[
-                ImagePromptType.Output(
-                    "image_prompt", display_name="image_prompt", tooltip="Both together."
-                )
-            ],
+            outputs=[image_prompt_output("Both together.")],
         )
 
     @classmethod
@@ -321,11 +298,7 @@ class Load(io.ComfyNode):
                 )
             ],
             outputs=[
-                ImagePromptType.Output(
-                    "image_prompt",
-                    display_name="image_prompt",
-                    tooltip="For Apply IP-Adapter, with the adapter that encoded it.",
-                )
+                image_prompt_output("For Apply IP-Adapter, with the adapter that encoded it.")
             ],
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -10,7 +10,14 @@ from .. import images
 from ..host import adapters, encoding
 from ..host.features import schema, show_on_node
 from ..references import COMBINATIONS, Combine, Reference, masked
-from .common import CATEGORY, ImagePromptType, IPAdapterType, ReferencesType
+from .common import (
+    CATEGORY,
+    IPAdapterType,
+    ReferencesType,
+    fit_input,
+    image_prompt_output,
+    image_size_input,
+)
 
 ROLES = ("positive", "negative")
 
@@ -40,12 +47,7 @@ class AddReference(io.ComfyNode):
                     step=0.05,
                     tooltip="Factor of what the encoder sees in it, before they are combined.",
                 ),
-                io.Combo.Input(
-                    "fit",
-                    options=list(get_args(images.Fit)),
-                    default="crop",
-                    tooltip="For pictures that are not square: see Encode Image Prompt.",
-                ),
+                fit_input("For pictures that are not square: see Encode Image Prompt."),
                 io.Combo.Input(
                     "role",
                     options=list(ROLES),
@@ -119,21 +121,11 @@ class EncodeReferences(io.ComfyNode):
                     "average, add: mixed to one. subtract: the first without the others. max, min: "
                     "number by number.",
                 ),
-                io.Int.Input(
-                    "image_size",
-                    default=0,
-                    min=0,
-                    max=2048,
-                    step=14,
-                    optional=True,
-                    tooltip="Side of the square that the encoder sees, in pixels; 0 is its own.",
+                image_size_input(
+                    "Side of the square that the encoder sees, in pixels; 0 is its own."
                 ),
             ],
-            outputs=[
-                ImagePromptType.Output(
-                    "image_prompt", display_name="image_prompt", tooltip="For Apply IP-Adapter."
-                )
-            ],
+            outputs=[image_prompt_output("For Apply IP-Adapter.")],
         )
 
     @classmethod
