@@ -5,17 +5,33 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .ip_adapter.host import folders
-from .ip_adapter.nodes import automatic, faces, influence, loaders, models, prompts, references
+from .ip_adapter.legacy import NODES as LEGACY
+from .ip_adapter.nodes import (
+    automatic,
+    embeds,
+    faces,
+    frames,
+    influence,
+    loaders,
+    models,
+    prompts,
+    references,
+    regions,
+)
 
 NODES: list[type[io.ComfyNode]] = [
     *automatic.NODES,
     *loaders.NODES,
     *prompts.NODES,
+    *embeds.NODES,
     *references.NODES,
+    *regions.NODES,
+    *frames.NODES,
     *faces.NODES,
     *influence.NODES,
     *models.NODES,
 ]
+"""Our own nodes."""
 
 
 class ImagePromptExtension(ComfyExtension):
@@ -26,5 +42,5 @@ class ImagePromptExtension(ComfyExtension):
         folders.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """List the nodes."""
-        return NODES
+        """List the nodes, with those under the ids of ComfyUI_IPAdapter_plus."""
+        return [*NODES, *LEGACY]

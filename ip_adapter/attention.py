@@ -63,8 +63,8 @@ def image_attention(
 
 
 def scale(
-    key: Tensor, value: Tensor, weight: float, scaling: Scaling, tokens: int
-) -> tuple[Tensor, Tensor, float]:
+    key: Tensor, value: Tensor, weight: float | Tensor, scaling: Scaling, tokens: int
+) -> tuple[Tensor, Tensor, float | Tensor]:
     """Bring a weight into keys and values, for the modes that do not simply multiply the result.
 
     Scaling the keys sharpens or flattens the softmax; the mean of the values is what an image says
@@ -78,7 +78,7 @@ def scale(
     Args:
         key: ``[G, H, N*T, D]`` of N references.
         value: Like `key`.
-        weight: w.
+        weight: w; ``[G, 1, 1]`` for one of each row.
         scaling: The mode, by the names that saved workflows of ComfyUI_IPAdapter_plus use.
         tokens: T, the number of tokens of one reference.
 
@@ -87,6 +87,8 @@ def scale(
     """
     if scaling == "V only":
         return key, value, weight
+    if isinstance(weight, Tensor):
+        weight = weight[..., None].to(key)  # [G, 1, 1, 1]
     if scaling != "K+V":
         weight = weight * key.shape[1] * key.shape[3] / 1280
     if scaling != "K+mean(V) w/ C penalty":
@@ -94,7 +96,11 @@ def scale(
     groups, heads, length, width = value.shape
     each = value.view(groups, heads, length // tokens, tokens, width)
     mean = each.mean(dim=3, keepdim=True)
-    return weight * key, (each - mean + weight * mean).view_as(value), 1.0
+    if not isinstance(weight, Tensor):
+        return weight * key, (each - mean + weight * mean).view_as(value), 1.0
+    centred = each - mean + weight[..., None] * mean
+    # What is left of the values at weight 0 must not count either.
+    return weight * key, centred.view_as(value), (weight[..., 0] != 0).to(key)
 
 
 def decoupled_attention(

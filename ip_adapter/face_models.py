@@ -88,7 +88,7 @@ class Detection:
 
 @dataclass(frozen=True, eq=False)
 class FaceModel:
-    """A detector and a recogniser; what travels on a FACE_MODEL socket.
+    """A detector and a recogniser; what travels on an INSIGHTFACE socket.
 
     Attributes:
         label: Name of the pack.

@@ -67,7 +67,7 @@ class Influence:
         weight: The paper's lambda.
         layers: Where in the network: a preset's name, a text such as ``"3:1, 6:0.5"`` (see
             `presets.parse`), diffusers' dictionary of scales as JSON (see `presets.from_scales`),
-            or weights by the numbers of layers; layers not named get none.
+            weights by the numbers of layers (layers not named get none), or a whole plan.
         composition: Weight of the composition layers, for presets that have them apart.
         style_boost: See `presets.layer_weights`.
         composition_boost: See `presets.layer_weights`.
@@ -75,11 +75,13 @@ class Influence:
         end: Fraction at which it stops.
         curve: Factor of the weight in between, or None.
         mask: ``[H, W]`` or ``[M, H, W]`` in image space, or None for everywhere.
+        frames: Factor of the weight for each picture of a batch, the last one for those that come
+            after; none of it for every picture alike.
         scaling: What the weight multiplies; see `attention.scale`.
     """
 
     weight: float = 1.0
-    layers: str | Mapping[int, float] = "linear"
+    layers: str | Mapping[int, float] | LayerWeights = "linear"
     composition: float | None = None
     style_boost: float | None = None
     composition_boost: float | None = None
@@ -87,6 +89,7 @@ class Influence:
     end: float = 1.0
     curve: Curve | None = None
     mask: Tensor | None = None
+    frames: tuple[float, ...] = ()
     scaling: Scaling = "V only"
 
     def __post_init__(self) -> None:
@@ -119,14 +122,15 @@ class Influence:
                 style_boost=self.style_boost,
                 composition_boost=self.composition_boost,
             )
+        plan = self.layers if isinstance(self.layers, LayerWeights) else LayerWeights(self.layers)
         numbers = [layer.index for layer in family.layers]
-        unknown = sorted(set(self.layers) - set(numbers))
+        unknown = sorted(set(plan.weights) - set(numbers))
         if unknown:
             raise InfluenceError(
                 f"Layers {unknown} are given a weight, but {family.name} adapters have the layers "
                 f"{numbers[0]}, {numbers[1]} ... {numbers[-1]}."
             )
-        return self._scaled(LayerWeights(self.layers))
+        return self._scaled(plan)
 
     def _scaled(self, plan: LayerWeights) -> LayerWeights:
         weights = {number: self.weight * factor for number, factor in plan.weights.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -55,7 +55,7 @@ class ImagePrompt:
 
 
 def from_tokens(
-    conditional: Tensor, unconditional: Tensor, adapter: str, label: str
+    conditional: Tensor, unconditional: Tensor, adapter: str, label: str, frames: int = 1
 ) -> ImagePrompt:
     """Make one prompt of the tokens of N references, and of M for the unconditional side.
 
@@ -64,39 +64,27 @@ def from_tokens(
     change what attention over it returns.
 
     Args:
-        conditional: ``[N, T, D]``.
-        unconditional: ``[M, T, D]``.
+        conditional: ``[N, T, D]``, equally many for each frame and in the order of frames.
+        unconditional: ``[M, T, D]``; all M for every frame, unless M is a multiple of `frames`.
         adapter: Fingerprint of the projection.
         label: The adapter in words.
+        frames: The number F of pictures of a batch that have references of their own.
     """
-    count = math.lcm(len(conditional), len(unconditional))
+    given = conditional.view(frames, -1, *conditional.shape[1:])  # [F, N/F, T, D]
+    groups = 1 if len(unconditional) % frames else frames
+    without = unconditional.view(groups, -1, *unconditional.shape[1:])
+    count = math.lcm(given.shape[1], without.shape[1])
     return ImagePrompt(
-        conditional=_side_by_side(conditional, count),
-        unconditional=_side_by_side(unconditional, count),
+        conditional=_side_by_side(given, count),
+        unconditional=_side_by_side(without, count),
         adapter=adapter,
         label=label,
     )
 
 
-def per_frame(prompt: ImagePrompt, frames: int) -> ImagePrompt:
-    """Give the picture i of a batch the reference i alone.
-
-    Args:
-        prompt: Of references side by side, equally many for each frame and in the order of frames;
-            the unconditional side is one set, repeated.
-        frames: The number F of pictures that have references of their own.
-    """
-    each = prompt.tokens // frames
-    return replace(
-        prompt,
-        conditional=prompt.conditional.reshape(frames, each, -1),
-        unconditional=prompt.unconditional[:, :each],
-    )
-
-
 def _side_by_side(tokens: Tensor, count: int) -> Tensor:
-    """``[N, T, D]`` -> ``[1, count*T, D]``, where `count` is a multiple of N."""
-    return tokens.repeat(count // len(tokens), 1, 1).flatten(0, 1)[None]
+    """``[F, N, T, D]`` -> ``[F, count*T, D]``, where `count` is a multiple of N."""
+    return tokens.repeat(1, count // tokens.shape[1], 1, 1).flatten(1, 2)
 
 
 def join(prompts: Sequence[ImagePrompt]) -> ImagePrompt:

@@ -20,6 +20,12 @@ from .errors import ImageError
 Combine = Literal["concat", "average", "norm average", "add", "subtract", "max", "min"]
 """How several references become one; the names are those of ComfyUI_IPAdapter_plus."""
 
+Unconditional = Literal["as trained", "black picture"]
+"""What stands for "no image" where features are hidden states: those of a picture whose normalised
+pixels are zero (a uniform grey, as in training), or of a black one (as ComfyUI_IPAdapter_plus)."""
+
+UNCONDITIONALS: tuple[Unconditional, ...] = get_args(Unconditional)
+
 COMBINATIONS: tuple[Combine, ...] = get_args(Combine)
 
 

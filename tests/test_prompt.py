@@ -11,13 +11,16 @@ from ip_adapter import prompt
 from ip_adapter.errors import CheckpointError, IncompatibleModelError
 
 
-def make(count: int = 1, adapter: str = "abc", seed: int = 0) -> prompt.ImagePrompt:
+def make(
+    count: int = 1, adapter: str = "abc", seed: int = 0, frames: int = 1
+) -> prompt.ImagePrompt:
     generator = torch.Generator().manual_seed(seed)
     return prompt.from_tokens(
         torch.randn(count, 4, 8, generator=generator),
         torch.randn(1, 4, 8, generator=generator),
         adapter,
         f"adapter {adapter}",
+        frames,
     )
 
 
@@ -92,7 +95,7 @@ def test_a_deep_copy_shares_the_tokens() -> None:
 def test_frames_get_their_own_references() -> None:
     """Six sets of tokens, two for each of three frames."""
     tokens, none = torch.randn(6, 4, 8), torch.randn(1, 4, 8)
-    made = prompt.per_frame(prompt.from_tokens(tokens, none, "abc", "label"), 3)
+    made = prompt.from_tokens(tokens, none, "abc", "label", frames=3)
     assert (made.frames, made.tokens) == (3, 8)
     for frame in range(3):
         own = tokens[2 * frame : 2 * frame + 2].flatten(0, 1)
@@ -101,7 +104,7 @@ def test_frames_get_their_own_references() -> None:
 
 
 def test_frames_are_saved_and_joined(tmp_path: Path) -> None:
-    made = prompt.per_frame(make(3), 3)
+    made = make(3, frames=3)
     prompt.save(made, tmp_path / "p.safetensors")
     again = prompt.load(tmp_path / "p.safetensors")
     assert torch.equal(again.conditional, made.conditional)
@@ -110,4 +113,4 @@ def test_frames_are_saved_and_joined(tmp_path: Path) -> None:
     assert (both.frames, both.tokens) == (3, 8)
     assert torch.equal(both.conditional[2, 4:], make(1, seed=1).conditional[0])
     with pytest.raises(IncompatibleModelError, match=r"3 and of 2|2 and of 3"):
-        prompt.join([made, prompt.per_frame(make(2), 2)])
+        prompt.join([made, make(2, frames=2)])

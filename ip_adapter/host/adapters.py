@@ -33,6 +33,8 @@ class LoadedAdapter:
         fingerprint: Identifies the projection, hence the prompts it can be used with.
         label: The file and the kind in words.
         path: The file, for the LoRA that may be inside; it is read when it is asked for.
+        clip_vision: The image encoder that was loaded with it, or None.
+        face_model: The face model that was loaded with it, or None.
     """
 
     module: IPAdapter
@@ -40,6 +42,8 @@ class LoadedAdapter:
     fingerprint: str
     label: str
     path: Path
+    clip_vision: Any = None
+    face_model: Any = None
 
     @property
     def spec(self) -> AdapterSpec:

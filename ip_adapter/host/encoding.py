@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from .. import catalogue, images, prompt
-from ..encoders import ENCODERS, Encoder
+from ..encoders import ENCODERS, Encoder, FeatureKind
 from ..errors import ImageError, IncompatibleModelError
 from ..faces import Faces
 from ..projections import Features
 from ..prompt import ImagePrompt
-from ..references import Combine, Reference, combine
+from ..references import Combine, Reference, Unconditional, combine
 from ..spec import AdapterSpec
 from . import text, vision
 from .adapters import LoadedAdapter
 
 log = logging.getLogger(__name__)
 
-_zeros: WeakKeyDictionary[Any, dict[int, Tensor]] = WeakKeyDictionary()
-"""Hidden features of the zero image per encoder and picture size, ``[1, P, W]``; constants."""
+_empty: WeakKeyDictionary[Any, dict[tuple[Unconditional, int], Tensor]] = WeakKeyDictionary()
+"""Hidden features of "no image" per encoder, kind and picture size, ``[1, P, W]``; constants."""
 
 
 def encode(
@@ -37,6 +37,7 @@ def encode(
     size: int | None = None,
     *,
     per_frame: bool = False,
+    unconditional: Unconditional = "as trained",
 ) -> ImagePrompt:
     """Turn reference images into one image prompt.
 
@@ -47,14 +48,21 @@ def encode(
         fit: How a picture that is not square is made so.
         size: Side of the square the encoder sees, in pixels; its own unless given.
         per_frame: Whether the reference i is for the picture i of the batch only.
+        unconditional: What stands for "no image".
 
     Raises:
         ImageError: See `images.check`; also if the encoder returns values that are not numbers.
         IncompatibleModelError: The encoder is not the one this adapter was trained with, or the
             adapter needs a face or an instruction.
     """
-    together = encode_references(adapter, clip_vision, [Reference(image, fit=fit)], size=size)
-    return prompt.per_frame(together, len(image)) if per_frame else together
+    return encode_references(
+        adapter,
+        clip_vision,
+        [Reference(image, fit=fit)],
+        size=size,
+        frames=len(image) if per_frame else 1,
+        unconditional=unconditional,
+    )
 
 
 def encode_references(
@@ -63,6 +71,9 @@ def encode_references(
     references: Sequence[Reference],
     how: Combine = "concat",
     size: int | None = None,
+    *,
+    frames: int = 1,
+    unconditional: Unconditional = "as trained",
 ) -> ImagePrompt:
     """Turn references with weights and roles into one image prompt.
 
@@ -73,6 +84,8 @@ def encode_references(
             side is the zero image, as in training.
         how: How several of one role become one.
         size: See `encode`.
+        frames: For how many pictures of a batch there are references, in the order of frames.
+        unconditional: See `encode`.
 
     Raises:
         ImageError: See `encode`; or there is no positive reference.
@@ -80,19 +93,15 @@ def encode_references(
     """
     spec = adapter.spec
     if spec.projection.face is not None:
-        raise IncompatibleModelError(
-            f"{adapter.label} reads faces. Use Encode Face Prompt, with a face from Detect Face."
-        )
+        raise _needs_a_face(adapter)
     if spec.projection.text:
         raise IncompatibleModelError(
             f"{adapter.label} reads an instruction beside the image. Use Encode Instructed Prompt."
         )
-    check_encoder(spec, clip_vision, adapter.label)
-    side = size or int(clip_vision.image_size)
     roles: dict[bool, list[Tensor]] = {True: [], False: []}
     for one in references:
-        read = _read(adapter, clip_vision, one.image, one.fit, side)
-        roles[one.is_negative].append(one.weight * read)
+        features = read(adapter, clip_vision, one.image, one.fit, size)
+        roles[one.is_negative].append(one.weight * features)
     if not roles[False]:
         raise ImageError(
             "All references are negative; needed is at least one positive one, which says what the "
@@ -102,14 +111,44 @@ def encode_references(
     if roles[True]:
         negative = combine(torch.cat(roles[True]), how)
     else:
-        negative = _zero(spec, clip_vision, positive, side)
-    conditional = _project(adapter, Features(image=positive))
-    unconditional = _project(adapter, Features(image=negative))
-    return prompt.from_tokens(conditional, unconditional, adapter.fingerprint, adapter.label)
+        negative = no_image(adapter, clip_vision, positive, unconditional, size)
+    return from_features(adapter, Features(image=positive), Features(image=negative), frames)
+
+
+def from_features(
+    adapter: LoadedAdapter, positive: Features, negative: Features, frames: int = 1
+) -> ImagePrompt:
+    """Project features to an image prompt.
+
+    Args:
+        adapter: Its projection makes the tokens.
+        positive: Of N references; what the adapter's projection reads.
+        negative: Of "no image" or of what to lead away from.
+        frames: See `encode_references`.
+
+    Raises:
+        IncompatibleModelError: Something that the projection reads was not given.
+    """
+    return prompt.from_tokens(
+        _project(adapter, positive),
+        _project(adapter, negative),
+        adapter.fingerprint,
+        adapter.label,
+        frames,
+    )
 
 
 def encode_faces(
-    adapter: LoadedAdapter, faces: Faces, clip_vision: Any | None, structure: float
+    adapter: LoadedAdapter,
+    faces: Faces,
+    clip_vision: Any | None,
+    structure: float = 1.0,
+    *,
+    how: Combine = "concat",
+    crop: int | None = None,
+    negative: Tensor | None = None,
+    frames: int = 1,
+    unconditional: Unconditional = "as trained",
 ) -> ImagePrompt:
     """Turn faces into one image prompt.
 
@@ -118,6 +157,12 @@ def encode_faces(
         faces: One or several; the portrait adapters gain by several of one person.
         clip_vision: The image encoder for the adapters that also read the face's structure.
         structure: Weight of the structure against the identity, for PlusV2.
+        how: How several faces become one.
+        crop: Side of the aligned crop before it is resized for the encoder; the encoder's own
+            unless given. A side that is no multiple of 112 shows a little more.
+        negative: ``[B, H, W, C]``, what to lead away from where the adapter reads the structure.
+        frames: See `encode_references`.
+        unconditional: See `encode`.
 
     Raises:
         ImageError: A face vector is no use, or its picture is missing where it is needed.
@@ -146,23 +191,26 @@ def encode_faces(
             "have been scaled to length 1; the likeness will be weak",
             adapter.label,
         )
-    read = zero = None
+    seen = nothing = None
     if spec.projection.image is not None:
         if clip_vision is None:
             raise IncompatibleModelError(
                 f"{adapter.label} also reads the structure of the face, and clip_vision is not "
                 f"connected. Connect {spec.encoder_name}."
             )
-        check_encoder(spec, clip_vision, adapter.label)
-        side = int(clip_vision.image_size)
-        read = _read(adapter, clip_vision, faces.crops(side), "crop", side)
-        zero = _zero(spec, clip_vision, read, side)
-        if kind == "raw":
-            zero = torch.zeros_like(zero)  # Kolors: no face is no features at all
-    conditional = _project(adapter, Features(image=read, face=vectors, structure=structure))
-    nobody = torch.zeros_like(vectors[:1])
-    unconditional = _project(adapter, Features(image=zero, face=nobody, structure=structure))
-    return prompt.from_tokens(conditional, unconditional, adapter.fingerprint, adapter.label)
+        crops = faces.crops(crop or int(clip_vision.image_size))
+        seen = combine(read(adapter, clip_vision, crops, "crop"), how)
+        if negative is not None:
+            nothing = read(adapter, clip_vision, negative, "crop")
+        else:
+            nothing = no_image(adapter, clip_vision, seen, unconditional)
+            if kind == "raw" and unconditional == "as trained":
+                nothing = torch.zeros_like(nothing)  # Kolors: no face is no features at all
+    positive = Features(image=seen, face=combine(vectors, how), structure=structure)
+    nobody = vectors.new_zeros(1 if nothing is None else len(nothing), vectors.shape[-1])
+    return from_features(
+        adapter, positive, Features(image=nothing, face=nobody, structure=structure), frames
+    )
 
 
 def encode_instructed(
@@ -195,16 +243,82 @@ def encode_instructed(
             f"{adapter.label} reads no instruction. Use Encode Image Prompt, or load an IP-Adapter "
             "Instruct."
         )
-    check_encoder(spec, clip_vision, adapter.label)
+    seen = read(adapter, clip_vision, image, fit)
     states = [text.last_hidden_states(clip, words) for words in (instruction, description, "")]
-    side = int(clip_vision.image_size)
-    read = _read(adapter, clip_vision, image, fit, side)
-    asked, described, empty = (state.expand(len(read), -1, -1) for state in states)
-    conditional = _project(adapter, Features(image=read, instruction=asked, prompt=described))
-    zero = _zero(spec, clip_vision, read, side)
-    nothing = Features(image=zero, instruction=empty[:1], prompt=empty[:1])
-    unconditional = _project(adapter, nothing)
-    return prompt.from_tokens(conditional, unconditional, adapter.fingerprint, adapter.label)
+    asked, described, empty = (state.expand(len(seen), -1, -1) for state in states)
+    zero = no_image(adapter, clip_vision, seen, "as trained")
+    return from_features(
+        adapter,
+        Features(image=seen, instruction=asked, prompt=described),
+        Features(image=zero, instruction=empty[:1], prompt=empty[:1]),
+    )
+
+
+def read(
+    adapter: LoadedAdapter,
+    clip_vision: Any,
+    image: Tensor,
+    fit: images.Fit,
+    size: int | None = None,
+) -> Tensor:
+    """The features that an adapter reads of pictures.
+
+    Args:
+        adapter: Whose kind of features.
+        clip_vision: See `encode`.
+        image: ``[B, H, W, C]`` in 0..1.
+        fit: How a picture that is not square is made so.
+        size: See `encode`.
+
+    Returns:
+        ``[N, E]`` or ``[N, P, W]``.
+
+    Raises:
+        ImageError: See `encode`.
+        IncompatibleModelError: The encoder is not the one this adapter was trained with.
+    """
+    kind = _kind(adapter)
+    check_encoder(adapter.spec, clip_vision, adapter.label)
+    side = size or int(clip_vision.image_size)
+    features = vision.features(clip_vision, images.squares(image, side, fit), kind)
+    if not bool(torch.isfinite(features).all()):
+        raise ImageError(
+            "The image encoder returned values that are not numbers for this picture. It "
+            "overflows in float16 on some GPUs: start ComfyUI with --fp32-text-enc and try again."
+        )
+    return features
+
+
+def no_image(
+    adapter: LoadedAdapter,
+    clip_vision: Any,
+    like: Tensor,
+    unconditional: Unconditional,
+    size: int | None = None,
+) -> Tensor:
+    """The features of "no image": a zero embedding, or the hidden states of an empty picture.
+
+    Args:
+        adapter: Whose kind of features.
+        clip_vision: See `encode`.
+        like: Features of a picture, for their width and device.
+        unconditional: Which empty picture.
+        size: See `encode`.
+
+    Returns:
+        ``[1, E]`` or ``[1, P, W]``.
+    """
+    if _kind(adapter) == "pooled":
+        return torch.zeros_like(like[:1])
+    side = size or int(clip_vision.image_size)
+    known = _empty.setdefault(clip_vision, {})
+    if (unconditional, side) not in known:
+        if unconditional == "black picture":
+            found = vision.features(clip_vision, torch.zeros(1, 3, side, side), "hidden")
+        else:
+            found = vision.zero_features(clip_vision, side, "hidden")
+        known[unconditional, side] = found
+    return known[unconditional, side]
 
 
 def check_encoder(spec: AdapterSpec, clip_vision: Any, label: str) -> None:
@@ -239,29 +353,22 @@ def _is_another(given: Encoder, wanted: Encoder | None) -> bool:
     return wanted is not None and given in ENCODERS and given.name != wanted.name
 
 
-def _read(
-    adapter: LoadedAdapter, clip_vision: Any, image: Tensor, fit: images.Fit, side: int
-) -> Tensor:
-    """The encoder's features of pictures, ``[N, E]`` or ``[N, P, W]``."""
+def _kind(adapter: LoadedAdapter) -> FeatureKind:
+    """Which features of a picture an adapter reads.
+
+    Raises:
+        IncompatibleModelError: None at all.
+    """
     kind = adapter.spec.projection.image
-    assert kind is not None
-    features = vision.features(clip_vision, images.squares(image, side, fit), kind)
-    if not bool(torch.isfinite(features).all()):
-        raise ImageError(
-            "The image encoder returned values that are not numbers for this picture. It "
-            "overflows in float16 on some GPUs: start ComfyUI with --fp32-text-enc and try again."
-        )
-    return features
+    if kind is None:
+        raise _needs_a_face(adapter)
+    return kind
 
 
-def _zero(spec: AdapterSpec, clip_vision: Any, read: Tensor, side: int) -> Tensor:
-    """What training saw for "no image": a zero embedding, or the features of a zero picture."""
-    if spec.projection.image == "pooled":
-        return torch.zeros_like(read[:1])
-    sizes = _zeros.setdefault(clip_vision, {})
-    if side not in sizes:
-        sizes[side] = vision.zero_features(clip_vision, side, "hidden")
-    return sizes[side]
+def _needs_a_face(adapter: LoadedAdapter) -> IncompatibleModelError:
+    return IncompatibleModelError(
+        f"{adapter.label} reads faces. Use Encode Face Prompt, with a face from Detect Face."
+    )
 
 
 def _project(adapter: LoadedAdapter, features: Features) -> Tensor:

@@ -108,7 +108,7 @@ def detect(model: FaceModel, image: Tensor, pick: Pick) -> Faces:
 
 
 def require(value: object) -> FaceModel:
-    """Return the value of a FACE_MODEL socket, or say what is connected instead.
+    """Return the value of an INSIGHTFACE socket, or say what is connected instead.
 
     Raises:
         IncompatibleModelError: Another pack's object came in on a socket of the same name.

@@ -146,6 +146,7 @@ def apply(
         plan.opposed,
         Timing(max(start, more.start), min(end, more.end), more.curve),
         tuple(masks.check(one) for one in (mask, more.mask) if one is not None),
+        more.frames,
         more.scaling,
     )
 

@@ -41,6 +41,8 @@ class Entry:
             negative one, so that guidance leads away from it.
         timing: When it acts.
         masks: Each ``[M, H, W]`` in image space; it acts where all of them let it.
+        frames: Factor of the weights for each picture of a batch, the last one for those that come
+            after; none of it for every picture alike.
         scaling: What a weight multiplies.
     """
 
@@ -50,11 +52,14 @@ class Entry:
     opposed: frozenset[int] = frozenset()
     timing: Timing = field(default_factory=Timing)
     masks: tuple[Tensor, ...] = ()
+    frames: tuple[float, ...] = ()
     scaling: attention.Scaling = "V only"
 
     @property
     def active(self) -> frozenset[int]:
         """The numbers of the layers in which it does anything at all."""
+        if self.frames and not any(self.frames):
+            return frozenset()
         return frozenset(number for number, weight in self.weights.items() if weight != 0)
 
     def __deepcopy__(self, memo: object) -> Entry:
@@ -128,7 +133,7 @@ class Branch:
     Attributes:
         key: ``[G, H, T, D]``.
         value: ``[G, H, T, D]``.
-        weight: The paper's lambda.
+        weight: The paper's lambda; ``[B, 1, 1]`` where the rows differ in it.
         rows: The number of rows B that the host announced.
         mask: Latent-sized ``[B, 1, h, w]``, or None.
         grids: The mask per token grid ``(height, width)``, shared by the layers.
@@ -136,7 +141,7 @@ class Branch:
 
     key: Tensor
     value: Tensor
-    weight: float
+    weight: float | Tensor
     rows: int
     mask: Tensor | None
     grids: dict[tuple[int, int], Tensor] = field(default_factory=dict)
@@ -145,18 +150,27 @@ class Branch:
         """``[B, L, C]`` text attention -> with this image prompt added."""
         key, value = self.key, self.value
         repeats, rest = divmod(query.shape[0], self.rows)
-        if rest or (repeats > 1 and self.mask is not None):
+        if rest or (repeats > 1 and not self._is_uniform):
             raise IncompatibleModelError(
                 f"A layer got {query.shape[0]} rows where the sampler announced {self.rows}: "
                 "another node pack (a tiled sampler, for example) cuts the picture up behind the "
-                "sampler's back. Use it without a mask on Apply IP-Adapter, or without that pack."
+                "sampler's back. Use it without a mask or weights per frame, or without that pack."
             )
         if repeats > 1:  # tiles of the whole batch, one after the other
             key, value = key.repeat(repeats, 1, 1, 1), value.repeat(repeats, 1, 1, 1)
-        factor = self.weight if self.mask is None else self.weight * self._grid(query, options)
+        factor = self.weight
+        if isinstance(factor, Tensor):
+            factor = factor.to(query)
+        if self.mask is not None:
+            factor = factor * self._grid(query, options)
         return attention.decoupled_attention(
             text, query, key, value, factor, precision=options.get("attn_precision")
         )
+
+    @property
+    def _is_uniform(self) -> bool:
+        """Whether every place of every row gets the same."""
+        return self.mask is None and not isinstance(self.weight, Tensor)
 
     def _grid(self, query: Tensor, options: dict[str, Any]) -> Tensor:
         """The mask on this layer's tokens, ``[B, L, 1]``."""
@@ -223,10 +237,11 @@ class LayerPrompt:
     weight: float
     is_opposed: bool
 
-    def groups(self, chunks: Sequence[Chunk]) -> list[int]:
+    def groups(self, chunks: Sequence[Chunk], *, by_row: bool) -> list[int]:
         """Which row of keys each group of the batch's rows attends to.
 
-        A chunk is one group; where frames have prompts of their own, each of its rows is one.
+        A chunk is one group; where frames have prompts of their own, or `by_row` asks for it, each
+        of its rows is one.
         """
         without, with_image = self.frames
         nothing, image, zeros = (0, without), (without, with_image), (without + with_image, 1)
@@ -235,7 +250,7 @@ class LayerPrompt:
         for chunk in chunks:
             first, count = positive if chunk.is_positive else negative
             places = [first + min(frame, count - 1) for frame in chunk.frames]
-            out += places[:1] if self.frames == (1, 1) else places
+            out += places if by_row or self.frames != (1, 1) else places[:1]
         return out
 
 
@@ -328,12 +343,14 @@ class Run:
             entry = prepared.entry
             mask = self._mask(entry.masks, chunks, device)
             grids: dict[tuple[int, int], Tensor] = {}
+            each = _per_row(entry.frames, chunks, device)
             for address, layer in prepared.layers.items():
-                chosen = layer.groups(chunks)
+                chosen = layer.groups(chunks, by_row=each is not None)
+                now = layer.weight * factor
                 key, value, weight = attention.scale(
                     layer.key[chosen].to(device),
                     layer.value[chosen].to(device),
-                    layer.weight * factor,
+                    now if each is None else now * each,
                     entry.scaling,
                     entry.adapter.spec.projection.tokens,
                 )
@@ -355,9 +372,20 @@ class Run:
                 if chunk.area is not None:
                     height, width, top, left = chunk.area
                     part = part[..., top : top + height, left : left + width]
-                rows.append(part[[frame % len(part) for frame in chunk.frames]])
+                rows.append(part[[min(frame, len(part) - 1) for frame in chunk.frames]])
             product = product * torch.cat(rows)
         return product
+
+
+def _per_row(
+    frames: tuple[float, ...], chunks: tuple[Chunk, ...], device: torch.device
+) -> Tensor | None:
+    """The factor of each row, ``[B, 1, 1]``, or None where all are alike."""
+    if not frames:
+        return None
+    last = len(frames) - 1
+    rows = [frames[min(frame, last)] for chunk in chunks for frame in chunk.frames]
+    return torch.tensor(rows, device=device).view(-1, 1, 1)
 
 
 def _prepare(

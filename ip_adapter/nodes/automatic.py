@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
@@ -105,7 +106,7 @@ class AutoLoader(io.ComfyNode):
             model, matched = face_lora.apply(model, weights, lora_strength, f"The LoRA {label}")
             report += f"\nLoRA: {label}, {matched}"
         show_on_node(report)
-        return io.NodeOutput(model, adapter, encoder)
+        return io.NodeOutput(model, replace(adapter, clip_vision=encoder), encoder)
 
 
 NODES: list[type[io.ComfyNode]] = [AutoLoader]

@@ -16,7 +16,7 @@ IPAdapterType = io.Custom("IPADAPTER")
 ImagePromptType = io.Custom("IMAGE_PROMPT")
 ReferencesType = io.Custom("IMAGE_REFERENCES")
 InfluenceType = io.Custom("INFLUENCE")
-FaceModelType = io.Custom("FACE_MODEL")
+FaceModelType = io.Custom("INSIGHTFACE")
 FaceType = io.Custom("FACE")
 
 

@@ -17,7 +17,7 @@ PREVIEW = 224
 
 
 class LoadFaceModel(io.ComfyNode):
-    """Pack -> FACE_MODEL."""
+    """Pack -> INSIGHTFACE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -23,8 +23,10 @@ def framed(host: Any, apply: Applier, count: int) -> tuple[Any, list[Any]]:
         library.from_tokens(one[None], tokens[:1], adapter.fingerprint, adapter.label)
         for one in tokens[1:]
     ]
-    together = library.from_tokens(tokens[1:], tokens[:1], adapter.fingerprint, adapter.label)
-    return library.per_frame(together, count), parts
+    together = library.from_tokens(
+        tokens[1:], tokens[:1], adapter.fingerprint, adapter.label, frames=count
+    )
+    return together, parts
 
 
 def put(host: Any, model: Any, apply: Applier, prompt: Any, **influence: Any) -> Any:
