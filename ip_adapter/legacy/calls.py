@@ -13,9 +13,9 @@ from torch import Tensor
 from .. import presets
 from ..attention import Scaling
 from ..errors import IncompatibleModelError, InfluenceError
+from ..face_models import FaceModel
 from ..host import adapters, encoding, faces, patching
 from ..host.adapters import LoadedAdapter
-from ..host.faces import FaceModel
 from ..influence import Influence
 from ..layers import Family, transformers
 from ..presets import LayerWeights
