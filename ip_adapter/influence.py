@@ -7,8 +7,9 @@ curve are laid over the schedule, whose fraction 0 is pure noise and 1 the finis
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast, get_args
@@ -22,6 +23,7 @@ from .layers import Family
 from .presets import LayerWeights
 
 EXAMPLE = "0:1, 0.4:1, 0.6:0"
+FRAMES = "0:0, 8:1, 15:0"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Curve:
                 f"The keyframes are at {fractions}; needed is at least one, each at a fraction of "
                 f"the schedule from 0 to 1, such as '{EXAMPLE}'."
             )
+        _check_finite([factor for _, factor in self.keyframes])
         if any(later <= earlier for earlier, later in pairwise(fractions)):
             raise InfluenceError(
                 f"The keyframes are at {fractions}; each must be later than the one before."
@@ -94,6 +97,7 @@ class Influence:
 
     def __post_init__(self) -> None:
         check_window(self.start, self.end)
+        _check_finite(self.frames)
         if self.scaling not in get_args(Scaling):
             raise InfluenceError(
                 f"Unknown scaling {self.scaling!r}; needed is one of "
@@ -176,19 +180,54 @@ def parse_curve(text: str) -> Curve | None:
     Raises:
         InfluenceError: A part is no pair of numbers, or the order is wrong.
     """
-    keyframes = []
-    for part in text.replace("\n", ",").split(","):
-        if not part.strip():
-            continue
+    keyframes = tuple(_pairs(text, f"pairs fraction:factor with commas between them: '{EXAMPLE}'"))
+    return Curve(keyframes) if keyframes else None
+
+
+def parse_frames(text: str) -> tuple[float, ...]:
+    """Read the factors of the pictures of a batch.
+
+    Args:
+        text: A factor for each picture, ``"1, 0.5, 0"``; or keyframes ``"0:0, 8:1, 15:0"``, the
+            numbers of pictures counted from 0, with straight lines between. Empty for none.
+
+    Raises:
+        InfluenceError: It is neither, or the keyframes are not in order.
+    """
+    need = f"a factor for each picture, '1, 0.5, 0', or keyframes picture:factor, '{FRAMES}'"
+    if ":" not in text:
         try:
-            fraction, factor = (float(number) for number in part.split(":"))
+            return tuple(float(part) for part in _parts(text))
         except ValueError:
-            raise InfluenceError(
-                f"'{part.strip()}' is no keyframe; needed are pairs fraction:factor with commas "
-                f"between them, such as '{EXAMPLE}'."
-            ) from None
-        keyframes.append((fraction, factor))
-    return Curve(tuple(keyframes)) if keyframes else None
+            raise InfluenceError(f"'{text.strip()}' are no factors; needed is {need}.") from None
+    keyframes = list(_pairs(text, need))
+    if any(place < 0 or place % 1 for place, _ in keyframes) or any(
+        later <= earlier for (earlier, _), (later, _) in pairwise(keyframes)
+    ):
+        raise InfluenceError(
+            f"The pictures in '{text.strip()}' are not whole numbers in order; needed is {need}."
+        )
+    last = int(keyframes[-1][0])
+    curve = Curve(tuple((place / max(last, 1), factor) for place, factor in keyframes))
+    return tuple(curve.at(frame / max(last, 1)) for frame in range(last + 1))
+
+
+def _check_finite(factors: Sequence[float]) -> None:
+    if not all(math.isfinite(factor) for factor in factors):
+        raise InfluenceError(f"The factors are {list(factors)}; needed are finite numbers.")
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.replace("\n", ",").split(",") if part.strip()]
+
+
+def _pairs(text: str, need: str) -> Iterator[tuple[float, float]]:
+    for part in _parts(text):
+        try:
+            place, factor = (float(number) for number in part.split(":"))
+        except ValueError:
+            raise InfluenceError(f"'{part}' is no keyframe; needed are {need}.") from None
+        yield place, factor
 
 
 def _read_json(text: str) -> Mapping[str, Any]:

@@ -133,3 +133,19 @@ def test_scaling_modes_are_the_formulas(scaling: Scaling, images: int, weight: f
         split_heads(key, HEADS), split_heads(value, HEADS), weight, scaling, tokens
     )
     assert_close(factor * image_attention(query, k, v), expected, relative=1e-9)
+
+
+@pytest.mark.parametrize("scaling", ["V only", "K+V", "K+V w/ C penalty", "K+mean(V) w/ C penalty"])
+def test_a_weight_for_each_row_is_each_weight_alone(scaling: Scaling) -> None:
+    """A row of weight 0 gets nothing in any mode."""
+    weights = (0.8, 0.0, -0.5)
+    query, key, value = (draw(3, n, 10, seed=s).double() for s, n in enumerate((7, 8, 8)))
+    keys, values = split_heads(key, HEADS), split_heads(value, HEADS)
+    together = torch.tensor(weights, dtype=torch.float64).view(-1, 1, 1)
+    k, v, factor = scale(keys, values, together, scaling, 4)
+    found = factor * image_attention(query, k, v)
+    for row, weight in enumerate(weights):
+        own = slice(row, row + 1)
+        k, v, factor = scale(keys[own], values[own], weight, scaling, 4)
+        expected = factor * image_attention(query[own], k, v) if weight else torch.zeros(1, 7, 10)
+        assert_close(found[own], expected.double(), relative=1e-9)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ip_adapter.errors import InfluenceError
-from ip_adapter.influence import Curve, Influence, Timing, parse_curve
+from ip_adapter.influence import Curve, Influence, Timing, parse_curve, parse_frames
 from ip_adapter.layers import SD15, SDXL
 
 
@@ -106,3 +106,39 @@ def test_only_a_whole_schedule_without_curve_is_constant() -> None:
     assert Timing().is_constant
     assert not Timing(0.1, 1.0).is_constant and not Timing(0.0, 0.9).is_constant
     assert not Timing(curve=Curve(((0.0, 1.0),))).is_constant
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ()),
+        ("1, 0.5,\n0", (1.0, 0.5, 0.0)),
+        ("0:0, 2:1, 4:-1", (0.0, 0.5, 1.0, 0.0, -1.0)),
+        ("1:0.5, 2:1", (0.5, 0.5, 1.0)),
+        ("0:2", (2.0,)),
+    ],
+)
+def test_weights_of_frames_are_read_from_text(text: str, expected: tuple[float, ...]) -> None:
+    assert parse_frames(text) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("one, two", "'one, two' are no factors.*1, 0.5, 0"),
+        ("0:1, 2", "'2' is no keyframe"),
+        ("0:1, 1.5:0", "not whole numbers in order"),
+        ("4:1, 2:0", "not whole numbers in order"),
+        ("-1:1, 2:0", "not whole numbers in order"),
+    ],
+)
+def test_bad_weights_of_frames_are_named(text: str, message: str) -> None:
+    with pytest.raises(InfluenceError, match=message):
+        parse_frames(text)
+
+
+def test_factors_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(InfluenceError, match="finite"):
+        Influence(frames=(1.0, float("nan")))
+    with pytest.raises(InfluenceError, match="finite"):
+        parse_curve("0:1, 1:inf")

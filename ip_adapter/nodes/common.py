@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from .. import images
 from ..errors import IPAdapterError
 from ..host import folders
+from ..references import UNCONDITIONALS
 
 CATEGORY = "IP-Adapter"
 
@@ -40,6 +41,19 @@ def image_size_input(tooltip: str) -> io.Int.Input:
     """Side of the square that the encoder sees; 0 is its own."""
     return io.Int.Input(
         "image_size", default=0, min=0, max=2048, step=14, optional=True, tooltip=tooltip
+    )
+
+
+def unconditional_input() -> io.Combo.Input:
+    """What stands for "no image"."""
+    return io.Combo.Input(
+        "unconditional",
+        options=list(UNCONDITIONALS),
+        default=UNCONDITIONALS[0],
+        optional=True,
+        tooltip="What guidance leads away from, for adapters that read details (plus, full-face). "
+        "as trained: an empty picture as training had it. black picture: as "
+        "ComfyUI_IPAdapter_plus did, for the same numbers as there. Others have no choice.",
     )
 
 

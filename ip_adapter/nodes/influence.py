@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..attention import Scaling
 from ..host.features import schema, show_on_node
-from ..influence import EXAMPLE, Influence, parse_curve
+from ..influence import EXAMPLE, FRAMES, Influence, parse_curve, parse_frames
 from ..presets import PRESETS
 from .common import CATEGORY, InfluenceType
 
@@ -124,6 +124,15 @@ class InfluenceNode(io.ComfyNode):
                     tooltip=f"How the weight changes: fraction:factor with commas, such as "
                     f"'{EXAMPLE}', with straight lines in between.",
                 ),
+                io.String.Input(
+                    "frame_weights",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="Factors for the pictures of a batch, for animations: one for each, "
+                    f"'1, 0.5, 0', or keyframes picture:factor counted from 0, '{FRAMES}'. The "
+                    "last one serves the rest.",
+                ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
@@ -152,6 +161,7 @@ class InfluenceNode(io.ComfyNode):
         composition_boost: float = 0.0,
         layer_weights: str = "",
         keyframes: str = "",
+        frame_weights: str = "",
         mask: Any = None,
     ) -> io.NodeOutput:
         """Put the numbers together; texts are checked here, layers when a model is known."""
@@ -164,6 +174,7 @@ class InfluenceNode(io.ComfyNode):
             start=start_at,
             end=end_at,
             curve=parse_curve(keyframes),
+            frames=parse_frames(frame_weights),
             mask=mask,
             scaling=scaling,
         )

@@ -10,6 +10,7 @@ from .. import images, prompt
 from ..faces import Faces
 from ..host import adapters, encoding, folders
 from ..host.features import schema, show_on_node
+from ..references import UNCONDITIONALS, Unconditional
 from .common import (
     CATEGORY,
     FaceType,
@@ -19,6 +20,7 @@ from .common import (
     fit_input,
     image_prompt_output,
     image_size_input,
+    unconditional_input,
 )
 
 BATCHES = ("together", "one per frame")
@@ -72,6 +74,7 @@ class Encode(io.ComfyNode):
                     "picture. one per frame: the first for the first picture of the latent batch, "
                     "and so on, for animations; the last one serves the rest.",
                 ),
+                unconditional_input(),
             ],
             outputs=[image_prompt_output("For Apply IP-Adapter, Join and Save Image Prompt.")],
         )
@@ -85,6 +88,7 @@ class Encode(io.ComfyNode):
         fit: images.Fit,
         image_size: int = 0,
         batch: str = BATCHES[0],
+        unconditional: Unconditional = UNCONDITIONALS[0],
     ) -> io.NodeOutput:
         """Encode the references."""
         encoded = encoding.encode(
@@ -94,6 +98,7 @@ class Encode(io.ComfyNode):
             fit,
             image_size or None,
             per_frame=batch == BATCHES[1],
+            unconditional=unconditional,
         )
         frames = f" for each of {encoded.frames} pictures" if encoded.frames > 1 else ""
         show_on_node(f"{encoded.tokens} image tokens{frames}")
@@ -196,6 +201,7 @@ class EncodeFace(io.ComfyNode):
                     tooltip="FaceID-PlusV2 and Kolors FaceID-Plus only: how much the structure of "
                     "the face counts against its identity.",
                 ),
+                unconditional_input(),
             ],
             outputs=[image_prompt_output("For Apply IP-Adapter.")],
         )
@@ -207,10 +213,13 @@ class EncodeFace(io.ComfyNode):
         face: Faces,
         clip_vision: Any = None,
         structure_weight: float = 1.0,
+        unconditional: Unconditional = UNCONDITIONALS[0],
     ) -> io.NodeOutput:
         """Encode the faces."""
         adapter = adapters.require(ip_adapter)
-        encoded = encoding.encode_faces(adapter, face, clip_vision, structure_weight)
+        encoded = encoding.encode_faces(
+            adapter, face, clip_vision, structure_weight, unconditional=unconditional
+        )
         show_on_node(f"{encoded.tokens} image tokens of {len(face.embeddings)} faces")
         return io.NodeOutput(encoded)
 

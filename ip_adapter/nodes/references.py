@@ -9,7 +9,14 @@ from comfy_api.latest import io
 from .. import images
 from ..host import adapters, encoding
 from ..host.features import schema, show_on_node
-from ..references import COMBINATIONS, Combine, Reference, masked
+from ..references import (
+    COMBINATIONS,
+    UNCONDITIONALS,
+    Combine,
+    Reference,
+    Unconditional,
+    masked,
+)
 from .common import (
     CATEGORY,
     IPAdapterType,
@@ -17,6 +24,7 @@ from .common import (
     fit_input,
     image_prompt_output,
     image_size_input,
+    unconditional_input,
 )
 
 ROLES = ("positive", "negative")
@@ -124,6 +132,7 @@ class EncodeReferences(io.ComfyNode):
                 image_size_input(
                     "Side of the square that the encoder sees, in pixels; 0 is its own."
                 ),
+                unconditional_input(),
             ],
             outputs=[image_prompt_output("For Apply IP-Adapter.")],
         )
@@ -136,11 +145,17 @@ class EncodeReferences(io.ComfyNode):
         references: tuple[Reference, ...],
         combine: Combine,
         image_size: int = 0,
+        unconditional: Unconditional = UNCONDITIONALS[0],
     ) -> io.NodeOutput:
         """Encode the references."""
         adapter = adapters.require(ip_adapter)
         encoded = encoding.encode_references(
-            adapter, clip_vision, references, combine, image_size or None
+            adapter,
+            clip_vision,
+            references,
+            combine,
+            image_size or None,
+            unconditional=unconditional,
         )
         show_on_node(f"{encoded.tokens} image tokens of {len(references)} references")
         return io.NodeOutput(encoded)

@@ -114,6 +114,22 @@ def test_unconditional_tokens_come_from_the_zero_image(
     assert float(tokens.abs().max()) > 0
 
 
+def test_the_unconditional_side_may_be_a_black_picture(
+    host: Any, adapter: Any, vision: Any, encode: Any
+) -> None:
+    """Adapters that read the pooled embedding keep the zero embedding."""
+    trained = encode(adapter, vision, pictures(1), "crop")
+    for _ in range(2):  # the second time it is remembered
+        black = encode(adapter, vision, pictures(1), "crop", unconditional="black picture")
+        if adapter.spec.projection.image == "pooled":
+            assert torch.equal(black.unconditional, trained.unconditional)
+        else:
+            own = expected(host, adapter, vision, torch.zeros(1, SIZE, SIZE, 3))
+            assert_close(black.unconditional, own, relative=1e-5)
+            assert not torch.equal(black.unconditional, trained.unconditional)
+        assert torch.equal(black.conditional, trained.conditional)
+
+
 def test_the_zero_image_is_encoded_once_per_encoder(
     adapter: Any, vision: Any, encode: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,3 +117,43 @@ def test_frames_mix_with_a_plain_prompt_and_with_opposed_layers(
     for i in range(2):
         alone = sample(chain(parts[i]), noise=noise[i : i + 1])
         assert_close(found[i], alone[0], relative=1e-4)
+
+
+@pytest.mark.parametrize("scaling", ["V only", "K+mean(V) w/ C penalty"])
+@pytest.mark.parametrize("has_own_references", [False, True])
+def test_every_frame_has_its_own_weight(
+    host: Any,
+    model: Any,
+    apply: Applier,
+    sample: Sampler,
+    scaling: str,
+    has_own_references: bool,
+) -> None:
+    """The last weight serves the frames that have none; a mask and a window do as ever."""
+    influence = host.library("ip_adapter.influence").Influence
+    prompt, parts = framed(host, apply, 4) if has_own_references else (apply.prompt(), [])
+    weights = (1.0, 0.0, 0.4)
+    noise = draw(4, 4, 8, 8)
+    mask = torch.zeros(64, 64)
+    mask[:, 24:] = 1
+    shared: dict[str, Any] = {"mask": mask, "end": 0.8, "scaling": scaling}
+    patched = put(
+        host, model, apply, prompt, weight=1.2, influence=influence(frames=weights, **shared)
+    )
+    found = sample(patched, noise=noise)
+    for i in range(4):
+        weight = 1.2 * weights[min(i, 2)]
+        own = parts[i] if has_own_references else prompt
+        alone = put(host, model, apply, own, weight=weight, influence=influence(**shared))
+        assert_close(found[i], sample(alone, noise=noise[i : i + 1])[0], relative=1e-4)
+    assert_close(found[1], sample(model, noise=noise[1:2])[0], relative=1e-4)
+
+
+def test_weights_of_frames_that_are_all_zero_are_the_base_model(
+    host: Any, model: Any, apply: Applier, sample: Sampler
+) -> None:
+    influence = host.library("ip_adapter.influence").Influence(frames=(0.0, 0.0))
+    noise = draw(2, 4, 8, 8)
+    assert torch.equal(
+        sample(apply(model, influence=influence), noise=noise), sample(model, noise=noise)
+    )

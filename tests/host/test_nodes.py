@@ -22,7 +22,7 @@ INTERFACE = {
         ["model", "ip_adapter", "clip_vision"],
     ),
     "ImagePromptEncode": (
-        ["ip_adapter", "clip_vision", "image", "fit", "image_size", "batch"],
+        ["ip_adapter", "clip_vision", "image", "fit", "image_size", "batch", "unconditional"],
         ["image_prompt"],
     ),
     "ImagePromptEncodeInstructed": (
@@ -34,14 +34,14 @@ INTERFACE = {
         ["references"],
     ),
     "ImagePromptEncodeReferences": (
-        ["ip_adapter", "clip_vision", "references", "combine", "image_size"],
+        ["ip_adapter", "clip_vision", "references", "combine", "image_size", "unconditional"],
         ["image_prompt"],
     ),
     "ImagePromptLoadFaceModel": (["pack_name", "provider"], ["face_model"]),
     "ImagePromptDetectFace": (["face_model", "image", "pick", "index"], ["face", "crop"]),
     "ImagePromptFaceFromTensor": (["embedding", "crop"], ["face"]),
     "ImagePromptEncodeFace": (
-        ["ip_adapter", "face", "clip_vision", "structure_weight"],
+        ["ip_adapter", "face", "clip_vision", "structure_weight", "unconditional"],
         ["image_prompt"],
     ),
     "ImagePromptFaceLoRA": (["model", "ip_adapter", "strength", "lora_name"], ["model"]),
@@ -58,7 +58,7 @@ INTERFACE = {
         [
             *("weight", "layers", "scaling", "start_at", "end_at"),
             *("composition", "style_boost", "composition_boost"),
-            *("layer_weights", "keyframes", "mask"),
+            *("layer_weights", "keyframes", "frame_weights", "mask"),
         ],
         ["influence"],
     ),
