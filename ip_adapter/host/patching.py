@@ -1,9 +1,11 @@
-"""Patching a MODEL: clones only, immutable entries, one stateless slot per attention layer.
+"""Patching a MODEL: clones only, immutable entries, slots for the length of a forward pass.
 
-A patched MODEL carries a tuple of `Entry` in its options and a `Slot` where the host looks for a
-cross-attention replacement. Two wrappers do the rest: one opens and closes a `Run` around each
-sampling, the other hands each forward pass its branches. Nothing is ever changed in place, so a
-MODEL that was cloned from, or queued before, cannot see what was applied after.
+A patched MODEL carries a tuple of `Entry` in its options and two wrappers: one opens and closes a
+`Run` around each sampling, the other puts a `Slot` where the host looks for a cross-attention
+replacement, in the options of one forward pass. The host keeps one replacement per layer, so on the
+MODEL itself ours would hide, or be overwritten by, those of other packs; this way we always stand
+outside of theirs, whoever came first. Nothing is ever changed in place, so a MODEL that was cloned
+from, or queued before, cannot see what was applied after.
 """
 
 from __future__ import annotations
@@ -20,11 +22,10 @@ from torch import Tensor
 from .. import masks
 from ..errors import IncompatibleModelError
 from ..influence import Influence, Timing, check_window
-from ..layers import Address
 from ..prompt import ImagePrompt
 from . import face_lora, unet
 from .adapters import LoadedAdapter
-from .run import Entry, LiveLayers, PromptCond, Run
+from .run import Branch, Chunk, Entry, LiveLayers, PromptCond, Run
 
 log = logging.getLogger(__name__)
 
@@ -34,24 +35,24 @@ KEY = "image_prompts"
 COMPILE_KEY = "torch.compile"
 """Under this name the host wraps a MODEL that its compile node made."""
 
-LIVE = "image_prompts.live"
-"""Under this name a forward pass finds its branches in the transformer options."""
+RUN = "image_prompts.run"
+"""Under this name a forward pass finds the run in the transformer options."""
 
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """What the host calls instead of a layer's text attention.
+    """What the host calls instead of a layer's text attention, in one forward pass.
 
     Attributes:
-        address: Which layer it stands in.
-        wrapped: The replacement that another pack had put there, or None.
+        branches: The image prompts that are live in this layer.
+        wrapped: The replacement that another pack has put there, or None.
     """
 
-    address: Address
+    branches: tuple[Branch, ...]
     wrapped: Any = None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
-        """Text attention, then every image prompt that is live in this layer.
+        """Text attention, then every image prompt.
 
         Args:
             q: ``[B, L, C]``.
@@ -59,7 +60,6 @@ class Slot:
             v: Like `k`.
             extra_options: What the host says of this call.
         """
-        live: LiveLayers = extra_options.get(LIVE, {})
         if self.wrapped is None:
             out = host_attention.optimized_attention(
                 q,
@@ -70,31 +70,10 @@ class Slot:
                 transformer_options=extra_options,
             )
         else:
-            # Without our branches: the wrapped patch may itself have wrapped another of our slots.
-            rest = {name: value for name, value in extra_options.items() if name != LIVE}
-            out = self.wrapped(q, k, v, rest)
-        for branch in live.get(self.address, ()):
+            out = self.wrapped(q, k, v, extra_options)
+        for branch in self.branches:
             out = branch.add(out, q, extra_options)
         return out  # type: ignore[no-any-return]
-
-    def __deepcopy__(self, memo: object) -> Slot:
-        return self
-
-    def to(self, device_or_dtype: object) -> Slot:
-        """Pass the host's request on to the wrapped patch; a slot holds nothing to move."""
-        if hasattr(self.wrapped, "to"):
-            moved = self.wrapped.to(device_or_dtype)
-            return self if moved is self.wrapped else Slot(self.address, moved)
-        return self
-
-    def models(self) -> list[Any]:
-        """Models the host must load for a wrapped patch; ours are needed before sampling only."""
-        return list(self.wrapped.models()) if hasattr(self.wrapped, "models") else []
-
-    def cleanup(self) -> None:
-        """Pass the end of a run on to the wrapped patch; the run itself drops what it held."""
-        if hasattr(self.wrapped, "cleanup"):
-            self.wrapped.cleanup()
 
 
 def apply(
@@ -154,21 +133,14 @@ def apply(
     options = patched.model_options["transformer_options"]
     entries = (*options.get(KEY, ()), entry)
     patched.model_options["transformer_options"] = {**options, KEY: entries}
-    installed = options.get("patches_replace", {}).get("attn2", {})
-    for address in layers:
-        previous = installed.get(address, installed.get(address[:2]))
-        if not isinstance(previous, Slot):
-            patched.set_model_attn2_replace(Slot(address, previous), *address)
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, sampling_run),
         (WrappersMP.APPLY_MODEL, forward_pass),
     ):
         if not patched.get_wrappers(kind, KEY):
             patched.add_wrapper_with_key(kind, KEY, wrapper)
-    slots = patched.model_options["transformer_options"]["patches_replace"]["attn2"]
-    reached = sum(isinstance(slots[address], Slot) for address in layers)
     report = (
-        f"{reached} of {len(layers)} layers, {prompt.tokens} tokens, weight {weight:g}"
+        f"{len(layers)} of {len(layers)} layers, {prompt.tokens} tokens, weight {weight * more.weight:g}"
         + (f", steps {start:.0%} to {end:.0%}" if (start, end) != (0, 1) else "")
         + (", masked" if entry.masks else "")
         + (f", one for each of {prompt.frames} pictures" if prompt.frames > 1 else "")
@@ -206,6 +178,8 @@ def sampling_run(
         unet.token_bridge(patcher),
     )
     run.warn_of_idle_entries(sigmas)
+    # The guider's copy for one run, which ends with it.
+    guider.model_options["transformer_options"] = {**options, RUN: run}
     frames = torch.arange(noise.shape[0])
     for role, conds in guider.conds.items():
         for cond in conds:
@@ -238,13 +212,25 @@ def forward_pass(
 ) -> Any:
     """Host wrapper around one forward pass: turn its rows into the branches of every layer."""
     options = dict(transformer_options or {})
-    carried = kwargs.pop(KEY, None)
-    if carried is None:
+    run, chunks = kwargs.pop(KEY, (options.pop(RUN, None), None))
+    if run is None:
         log.warning("IP-Adapter: a forward pass outside the sampler gets no image prompt")
-    else:
-        run, chunks = carried
-        options[LIVE] = run.live(chunks, t, x.device)
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    if chunks is None:  # a guidance patch brought its own conditioning: it is not the positive one
+        chunks = (Chunk(False, None, tuple(range(x.shape[0]))),)
+    options = _with_slots(options, run.live(chunks, t, x.device))
     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+def _with_slots(options: dict[str, Any], live: LiveLayers) -> dict[str, Any]:
+    """The options with a slot in every live layer, around what another pack may have put there."""
+    replace = options.get("patches_replace", {})
+    theirs = replace.get("attn2", {})
+    ours = {
+        address: Slot(branches, theirs.get(address, theirs.get(address[:2])))
+        for address, branches in live.items()
+    }
+    return {**options, "patches_replace": {**replace, "attn2": {**theirs, **ours}}}
 
 
 def _bypass_compile(options: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import comfy.conds
@@ -134,7 +135,7 @@ class Branch:
         key: ``[G, H, T, D]``.
         value: ``[G, H, T, D]``.
         weight: The paper's lambda; ``[B, 1, 1]`` where the rows differ in it.
-        rows: The number of rows B that the host announced.
+        chunks: What the rows are, as the host announced them.
         mask: Latent-sized ``[B, 1, h, w]``, or None.
         grids: The mask per token grid ``(height, width)``, shared by the layers.
     """
@@ -142,35 +143,54 @@ class Branch:
     key: Tensor
     value: Tensor
     weight: float | Tensor
-    rows: int
+    chunks: tuple[Chunk, ...]
     mask: Tensor | None
     grids: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def add(self, text: Tensor, query: Tensor, options: dict[str, Any]) -> Tensor:
         """``[B, L, C]`` text attention -> with this image prompt added."""
-        key, value = self.key, self.value
-        repeats, rest = divmod(query.shape[0], self.rows)
-        if rest or (repeats > 1 and not self._is_uniform):
-            raise IncompatibleModelError(
-                f"A layer got {query.shape[0]} rows where the sampler announced {self.rows}: "
-                "another node pack (a tiled sampler, for example) cuts the picture up behind the "
-                "sampler's back. Use it without a mask or weights per frame, or without that pack."
-            )
-        if repeats > 1:  # tiles of the whole batch, one after the other
-            key, value = key.repeat(repeats, 1, 1, 1), value.repeat(repeats, 1, 1, 1)
-        factor = self.weight
+        key, value, factor = self.key, self.value, self.weight
+        mask = None if self.mask is None else self._grid(query, options)
+        announced = sum(len(chunk.frames) for chunk in self.chunks)
+        if query.shape[0] != announced:
+            places = self._places(query.shape[0], announced, options)
+            groups = [place * len(key) // announced for place in places]
+            key, value = key[groups], value[groups]
+            factor = factor[places] if isinstance(factor, Tensor) else factor
+            mask = None if mask is None else mask[places]
         if isinstance(factor, Tensor):
             factor = factor.to(query)
-        if self.mask is not None:
-            factor = factor * self._grid(query, options)
+        if mask is not None:
+            factor = factor * mask
         return attention.decoupled_attention(
             text, query, key, value, factor, precision=options.get("attn_precision")
         )
 
-    @property
-    def _is_uniform(self) -> bool:
-        """Whether every place of every row gets the same."""
-        return self.mask is None and not isinstance(self.weight, Tensor)
+    def _places(self, rows: int, announced: int, options: dict[str, Any]) -> list[int]:
+        """Which of the announced rows each row of a layer comes from, where they differ in number.
+
+        Tiled samplers give the UNet all rows again for each tile; packs for regional prompts give a
+        layer the positive rows again for each region.
+        """
+        entered = options.get("original_shape", (rows,))[0]
+        positive = sum(len(chunk.frames) for chunk in self.chunks if chunk.is_positive)
+        if entered == rows:
+            if rows % announced == 0 and self.mask is None and not isinstance(self.weight, Tensor):
+                return list(range(announced)) * (rows // announced)
+        elif entered == announced and positive:
+            regions, rest = divmod(rows - announced + positive, positive)
+            if regions > 0 and rest == 0:
+                places: list[int] = []
+                numbers = iter(range(announced))
+                for chunk in self.chunks:
+                    own = list(islice(numbers, len(chunk.frames)))
+                    places += own * (regions if chunk.is_positive else 1)
+                return places
+        raise IncompatibleModelError(
+            f"A layer got {rows} rows where the sampler announced {announced}: another node pack "
+            "(a tiled sampler, for example) cuts the picture up behind the sampler's back. Use it "
+            "without a mask or weights per frame, or without that pack."
+        )
 
     def _grid(self, query: Tensor, options: dict[str, Any]) -> Tensor:
         """The mask on this layer's tokens, ``[B, L, 1]``."""
@@ -335,7 +355,6 @@ class Run:
     def _build(
         self, chunks: tuple[Chunk, ...], factors: tuple[float, ...], device: torch.device
     ) -> LiveLayers:
-        rows = sum(len(chunk.frames) for chunk in chunks)
         live: dict[Address, list[Branch]] = {}
         for prepared, factor in zip(self._prepared, factors, strict=True):
             if factor == 0:
@@ -354,7 +373,7 @@ class Run:
                     entry.scaling,
                     entry.adapter.spec.projection.tokens,
                 )
-                branch = Branch(key, value, weight, rows, mask, grids)
+                branch = Branch(key, value, weight, chunks, mask, grids)
                 live.setdefault(address, []).append(branch)
         return {address: tuple(branches) for address, branches in live.items()}
 
