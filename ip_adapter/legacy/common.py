@@ -8,10 +8,10 @@ from comfy_api.latest import io
 
 from ..attention import Scaling
 from ..host.features import schema
+from ..nodes.common import EmbedsType as EmbedsType
 from ..nodes.common import FaceModelType, IPAdapterType
 from ..references import COMBINATIONS
 
-EmbedsType = io.Custom("EMBEDS")
 ParamsType = io.Custom("IPADAPTER_PARAMS")
 StrategyType = io.Custom("WEIGHTS_STRATEGY")
 
@@ -39,7 +39,7 @@ class Options(list[str]):
         return hash(tuple(self))
 
 
-class Choice(io.Combo.Input):  # type: ignore[misc]
+class Choice(io.Combo.Input):
     """A combo that reports itself as nodes did before 2025."""
 
     def get_io_type(self) -> Options:

@@ -19,6 +19,7 @@ ReferencesType = io.Custom("IMAGE_REFERENCES")
 InfluenceType = io.Custom("INFLUENCE")
 FaceModelType = io.Custom("INSIGHTFACE")
 FaceType = io.Custom("FACE")
+EmbedsType = io.Custom("EMBEDS")
 
 
 def check_name(folder: str, name: str) -> bool | str:
