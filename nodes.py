@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .ip_adapter.host import folders
+from .ip_adapter.host import folders, rivals
 from .ip_adapter.legacy import NODES as LEGACY
 from .ip_adapter.nodes import (
     automatic,
@@ -42,5 +42,7 @@ class ImagePromptExtension(ComfyExtension):
         folders.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """List the nodes, with those under the ids of ComfyUI_IPAdapter_plus."""
-        return [*NODES, *LEGACY]
+        """List the nodes, with those under the ids of ComfyUI_IPAdapter_plus that are free."""
+        old = {node.define_schema().node_id: node for node in LEGACY}
+        rivals.watch(old)
+        return [*NODES, *rivals.free(old)]

@@ -48,6 +48,7 @@ PROVIDERS = {
     "ROCm": ("MIGraphXExecutionProvider", "ROCMExecutionProvider"),
     "CoreML": ("CoreMLExecutionProvider",),
     "DirectML": ("DmlExecutionProvider",),
+    "OpenVINO": ("OpenVINOExecutionProvider",),
     "CPU": ("CPUExecutionProvider",),
 }
 """Our word for each of onnxruntime's execution providers, in the order ``auto`` prefers them."""

@@ -6,22 +6,25 @@ Nothing is loaded here.
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .. import catalogue, lora
 from ..catalogue import APACHE, CompanionLoRA, Published, Purpose
+from ..detection import AUTOMATIC
 from ..encoders import Encoder
 from ..errors import IncompatibleModelError, MissingFileError
 from ..layers import FAMILIES, Family, family_name
 from ..spec import GUESSED, AdapterSpec
-from . import digests, folders, installed, unet
+from . import digests, face_lora, folders, installed, unet
 from .installed import InstalledAdapter, InstalledEncoder, InstalledLoRA
 
-INSIDE = "inside"
-"""Where the LoRA of most FaceID files is: in the adapter's own file."""
+log = logging.getLogger(__name__)
+
+INSIDE = face_lora.INSIDE
 
 RANK = 128
 """Rank of the LoRA of every published FaceID adapter."""
@@ -42,12 +45,14 @@ class Found:
         encoder_name: A file of the image encoder folders, None for adapters that read no image.
         spec: What the adapter is.
         lora: `INSIDE`, a file of the LoRA folders, or None for adapters without LoRA.
+        variant: What to load it as, where its name says more than its content.
     """
 
     adapter_name: str
     encoder_name: str | None
     spec: AdapterSpec
     lora: str | None
+    variant: str = AUTOMATIC
 
     def describe(self) -> str:
         """The files that were taken, one line each."""
@@ -57,11 +62,38 @@ class Found:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Names:
+    """What file names say, for those who go by names; they count less than the content.
+
+    Attributes:
+        adapter: Whether a name means a published adapter.
+        encoder: Whether a name means the image encoder.
+        lora: Whether a name means the companion LoRA.
+    """
+
+    adapter: Callable[[Published, str], bool] = lambda row, name: False
+    encoder: Callable[[str], bool] = lambda name: False
+    lora: Callable[[str], bool] = lambda name: False
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is looked for.
+
+    Attributes:
+        label: In words, to follow "for the".
+        rows: Published adapters of one family, the preferred one first; at least one.
+        names: What names say.
+    """
+
+    label: str
+    rows: tuple[Published, ...]
+    names: Names = field(default_factory=Names)
+
+
 def find(model: Any, purpose: Purpose, *, with_lora: bool = True) -> Found:
     """Find the files for a purpose and a MODEL, whatever they are called.
-
-    The first published adapter of the purpose is taken whose image encoder and LoRA are there too.
-    Adapters that are known, or named, come before those of which nothing says which they are.
 
     Args:
         model: The host's MODEL; its layers say the family.
@@ -70,28 +102,80 @@ def find(model: Any, purpose: Purpose, *, with_lora: bool = True) -> Found:
 
     Raises:
         IncompatibleModelError: The model is of no family that adapters were made for.
+        MissingFileError: See `search`.
+    """
+    base = family(model)
+    rows = tuple(row for row in catalogue.variants(base) if row.purpose == purpose)
+    if not rows:
+        raise _unpublished(purpose, base, installed.adapters())
+    return search(Search(f"purpose '{purpose}'", rows), with_lora=with_lora)
+
+
+def search(wanted: Search, *, with_lora: bool = True) -> Found:
+    """Find the files of one of several published adapters.
+
+    The first of them is taken whose image encoder and LoRA are there too. Files that are known by
+    their content, or carry the published name, come first; then those whose name decides between
+    adapters with equal tensors; then those of which nothing says which they are; and last those
+    that are something else, but called as if they were meant.
+
+    Args:
+        wanted: What is looked for.
+        with_lora: Whether the LoRA of FaceID adapters will be used.
+
+    Raises:
         MissingFileError: No adapter, or not all that goes with it; says what was looked for and
             where, what is there, and what to download.
     """
-    family = _family(model)
-    rows = [row for row in catalogue.variants(family) if row.purpose == purpose]
     present = installed.adapters()
-    if not rows:
-        raise _unpublished(purpose, family, present)
-    order = {row.variant: number for number, row in enumerate(rows)}
-    candidates = sorted(
-        (one for one in present if one.spec.family == family and one.spec.variant in order),
-        key=lambda one: (one.spec.evidence in _VAGUE, order[one.spec.variant]),
-    )
+    candidates = sorted(_candidates(wanted, present), key=lambda one: one[0])
     if not candidates:
-        raise _no_adapter(purpose, rows, present)
+        raise _no_adapter(wanted, present)
     failures = []
-    for one in candidates:
+    for (tier, number, _), adapter, row, variant in candidates:
         try:
-            return _complete(one, rows[order[one.spec.variant]], with_lora)
+            found = _complete(adapter, row, variant, wanted.names, with_lora)
         except MissingFileError as error:
             failures.append(error)
+            continue
+        if tier == _MISNAMED:
+            log.warning(
+                "IP-Adapter: '%s' is called like %s, but holds %s",
+                *(found.adapter_name, wanted.rows[number].variant, found.spec.describe()),
+            )
+        return found
     raise failures[0]  # the best adapter's is what the user should mend
+
+
+_MISNAMED = 3
+
+_Candidate = tuple[tuple[int, int, bool], InstalledAdapter, Published, str]
+"""How good it is, the file, which adapter it is taken for, and what to load it as."""
+
+
+def _candidates(wanted: Search, present: list[InstalledAdapter]) -> Iterator[_Candidate]:
+    for one in present:
+        spec = one.spec
+        for number, row in enumerate(wanted.rows):
+            if spec.family != row.family:
+                continue
+            is_named = wanted.names.adapter(row, one.name)
+            if spec.variant == row.variant and spec.evidence not in _VAGUE:
+                yield (0, number, not is_named), one, row, AUTOMATIC
+            elif (
+                is_named
+                and spec.evidence in GUESSED
+                and row.variant in (spec.variant, *spec.alternatives)
+            ):
+                told = replace(
+                    spec, variant=row.variant, encoder=row.encoder, evidence="name", alternatives=()
+                )
+                yield (1, number, False), replace(one, spec=told), row, row.variant
+            elif spec.variant == row.variant:
+                yield (2, number, False), one, row, AUTOMATIC
+            elif is_named:
+                actual = catalogue.lookup(spec.family, spec.variant)
+                yield (_MISNAMED, number, False), one, actual or row, AUTOMATIC
 
 
 def has_lora(purpose: str) -> bool:
@@ -99,37 +183,54 @@ def has_lora(purpose: str) -> bool:
     return any(row.lora for row in catalogue.PUBLISHED if row.purpose == purpose)
 
 
-def _family(model: Any) -> Family:
+def family(model: Any) -> Family:
+    """The family of a MODEL, by its layers.
+
+    Raises:
+        IncompatibleModelError: It is of none that adapters were made for.
+    """
     layers = unet.cross_attention_layers(model)
-    family = unet.family_of(model, layers)
-    if family is None:
+    found = unet.family_of(model, layers)
+    if found is None:
         context = max((layer.context_width for layer in layers), default=0)
         raise IncompatibleModelError(
             f"The model is of {family_name(context, len(layers))}; adapters were published for "
             f"{', '.join(_published_families())}. Load a checkpoint of one of these."
         )
-    return family
+    return found
 
 
-def _complete(adapter: InstalledAdapter, row: Published, with_lora: bool) -> Found:
-    encoder = _encoder(adapter)
+def _complete(
+    adapter: InstalledAdapter, row: Published, variant: str, names: Names, with_lora: bool
+) -> Found:
+    encoder = _encoder(adapter, names)
+    has_lora = with_lora and row.lora is not None
     return Found(
         adapter.name,
         encoder.name if encoder is not None else None,
         adapter.spec,
-        _lora(adapter, row.lora, row.link) if with_lora and row.lora is not None else None,
+        _lora(adapter, row, names) if has_lora else None,
+        variant,
     )
 
 
-def _encoder(adapter: InstalledAdapter) -> InstalledEncoder | None:
+def _encoder(adapter: InstalledAdapter, names: Names) -> InstalledEncoder | None:
     spec = adapter.spec
-    if spec.projection.image is None:
+    kind = spec.projection.image
+    if kind is None:
         return None
-    fitting = [one for one in installed.encoders() if _fits(one.encoder, spec)]
+    present = installed.encoders()
+    fitting = [one for one in present if _fits(one.encoder, spec)]
     exact = [one for one in fitting if one.encoder == spec.encoder]
-    if not fitting:
-        raise _no_encoder(adapter)
-    return (exact or fitting)[0]
+    called = [
+        one
+        for one in present
+        if names.encoder(one.name) and one.encoder.feature_width(kind) == spec.projection.features
+    ]
+    for choice in (exact, fitting, called):
+        if choice:
+            return next((one for one in choice if names.encoder(one.name)), choice[0])
+    raise _no_encoder(adapter)
 
 
 def _fits(encoder: Encoder, spec: AdapterSpec) -> bool:
@@ -147,9 +248,10 @@ def _fits(encoder: Encoder, spec: AdapterSpec) -> bool:
 # The LoRA of FaceID
 
 
-def _lora(adapter: InstalledAdapter, companion: CompanionLoRA, link: str) -> str:
+def _lora(adapter: InstalledAdapter, row: Published, names: Names) -> str:
     """Where an adapter's LoRA is: inside, else known by digest, by name, or the only one there."""
-    if adapter.spec.lora_rank is not None:
+    companion = row.lora
+    if adapter.spec.lora_rank is not None or companion is None:
         return INSIDE
     likely = _companions(adapter.spec, companion)
     digest = {one.name: digests.sha256(one.path) for one in likely}
@@ -168,7 +270,10 @@ def _lora(adapter: InstalledAdapter, companion: CompanionLoRA, link: str) -> str
         return (known or named)[0]
     if len(unknown) == 1:
         return unknown[0]
-    raise _no_lora(adapter, companion, link, unknown)
+    called = [one.name for one in installed.loras() if names.lora(one.name)]
+    if called:
+        return next((name for name in unknown if name in called), called[0])
+    raise _no_lora(adapter, companion, row.link, unknown)
 
 
 def _companions(spec: AdapterSpec, companion: CompanionLoRA) -> list[InstalledLoRA]:
@@ -213,13 +318,12 @@ def _unpublished(purpose: str, family: Family, present: list[InstalledAdapter]) 
     )
 
 
-def _no_adapter(
-    purpose: str, rows: list[Published], present: list[InstalledAdapter]
-) -> MissingFileError:
-    family = rows[0].family
+def _no_adapter(wanted: Search, present: list[InstalledAdapter]) -> MissingFileError:
+    rows = wanted.rows
+    family, purpose = rows[0].family, rows[0].purpose
     contents = {one.name: _brief(one) for one in present} | installed.no_adapters()
     return _missing(
-        f"No IP-Adapter for the purpose '{purpose}' and {family.name} is installed. Looked for, "
+        f"No IP-Adapter for the {wanted.label} and {family.name} is installed. Looked for, "
         f"by content under any name: {' or '.join(row.variant for row in rows)}.",
         _list(f"In {_where(folders.ADAPTERS)}", contents, empty="no files"),
         _list(

@@ -14,9 +14,13 @@ from torch import Tensor
 from .. import catalogue, checkpoint
 from ..errors import CheckpointError, IncompatibleModelError
 from ..refusals import some
+from . import folders
 from .adapters import LoadedAdapter
 
 log = logging.getLogger(__name__)
+
+INSIDE = "inside"
+"""Where the LoRA of most FaceID files is: in the adapter's own file."""
 
 
 def inside(adapter: LoadedAdapter) -> dict[str, Tensor]:
@@ -56,6 +60,31 @@ def is_missing(adapter: LoadedAdapter, model: Any) -> bool:
     if adapter.spec.lora_rank is None and (row is None or row.lora is None):
         return False
     return not any(".attn1.to_q." in str(key) for key in model.patches)
+
+
+def add(model: Any, adapter: LoadedAdapter, place: str, strength: float) -> tuple[Any, str]:
+    """Add an adapter's LoRA, wherever it is, to a clone of a MODEL.
+
+    Args:
+        model: The host's MODEL; it is not changed.
+        adapter: Whose LoRA.
+        place: `INSIDE` or a file of the LoRA folders.
+        strength: See `apply`.
+
+    Returns:
+        The clone, and a line that says which LoRA it was and how many modules were matched.
+
+    Raises:
+        CheckpointError: See `inside` and `companion`.
+        IncompatibleModelError: See `apply`.
+        MissingFileError: See `folders.find`.
+    """
+    if place == INSIDE:
+        weights, label = inside(adapter), "inside the adapter"
+    else:
+        weights, label = companion(folders.find(folders.LORAS, place)), place
+    patched, matched = apply(model, weights, strength, f"The LoRA {label}")
+    return patched, f"LoRA: {label}, {matched}"
 
 
 def apply(model: Any, lora: Mapping[str, Tensor], strength: float, label: str) -> tuple[Any, str]:

@@ -8,6 +8,7 @@ import comfy.model_patcher
 from comfy_api.latest import io
 
 from ..errors import IncompatibleModelError
+from . import rivals
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ def require_own(value: object, kind: type[T], socket: str, node: str) -> T:
         return value
     raise IncompatibleModelError(
         f"The {socket} input got a {type(value).__module__}.{type(value).__qualname__}, which "
-        f"another pack made. Connect the output of {node}."
+        f"another pack made. Connect the output of {node}. {rivals.explanation()}".rstrip()
     )
 
 
