@@ -100,6 +100,7 @@ def test_workflow_opens_without_complaint(page: Page, complaints: list[str], nam
     assert unknown_nodes(page) == []
     assert complaints == []
     expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.get_by_test_id("error-overlay")).to_have_count(0)
 
 
 @pytest.mark.parametrize("name", GRAPHS)

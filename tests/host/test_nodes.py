@@ -37,6 +37,38 @@ INTERFACE = {
         ["ip_adapter", "clip_vision", "references", "combine", "image_size", "unconditional"],
         ["image_prompt"],
     ),
+    "ImagePromptEmbeds": (
+        ["ip_adapter", "clip_vision", "image", "fit"],
+        ["embeds", "negative"],
+    ),
+    "ImagePromptFromEmbeds": (
+        ["ip_adapter", "embeds", "combine", "batch", "negative", "clip_vision"],
+        ["image_prompt"],
+    ),
+    "ImagePromptPrepare": (["image", "position", "size", "sharpening"], ["image"]),
+    "ImagePromptNoise": (["kind", "strength", "blur", "image"], ["image"]),
+    "ImagePromptFade": (["first", "second", "frames", "timing"], ["image_prompt"]),
+    "ImagePromptRegion": (
+        [
+            *("image_prompt", "weight", "text_weight"),
+            *("mask", "influence", "positive", "negative", "regions"),
+        ],
+        ["regions", "positive", "negative"],
+    ),
+    "ImagePromptTiles": (
+        [
+            *("ip_adapter", "clip_vision", "image", "sharpening"),
+            *("overlap", "batch", "unconditional"),
+        ],
+        ["regions", "tiles", "masks"],
+    ),
+    "ImagePromptApplyRegions": (
+        [
+            *("model", "ip_adapter", "regions", "weight", "start_at", "end_at"),
+            *("mask", "influence"),
+        ],
+        ["model"],
+    ),
     "ImagePromptLoadFaceModel": (["pack_name", "provider"], ["face_model"]),
     "ImagePromptDetectFace": (["face_model", "image", "pick", "index"], ["face", "crop"]),
     "ImagePromptFaceFromTensor": (["embedding", "crop"], ["face"]),
