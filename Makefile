@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv/bin/python
 PYTEST := $(VENV) -m pytest
+# Two processes, one thread each: more threads are slower on models this small.
+PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -34,10 +36,10 @@ unit: setup ## the library alone
 	$(PYTEST) -m "not parity and not host and not browser"
 
 parity: setup ## against reference implementations
-	$(PYTEST) -m parity
+	$(PARALLEL) -m parity
 
 host: setup ## against the real ComfyUI
-	$(PYTEST) -m "host and not parity and not browser"
+	$(PARALLEL) -m "host and not parity and not browser"
 
 browser: setup ## the host's page in Chromium; skipped without one
 	$(PYTEST) -m browser
@@ -45,8 +47,8 @@ browser: setup ## the host's page in Chromium; skipped without one
 hosts: setup ## slow: the host tests against older ComfyUIs
 	$(VENV) -m scripts.host install 2.0.0
 	$(VENV) -m scripts.host install 1.0.0
-	COMFYUI_PATH=.host/ComfyUI-0.18.2 $(PYTEST) -m "host and not browser"
-	COMFYUI_PATH=.host/ComfyUI-0.16.3 $(PYTEST) -m "host and not browser"
+	COMFYUI_PATH=.host/ComfyUI-0.18.2 $(PARALLEL) -m "host and not browser"
+	COMFYUI_PATH=.host/ComfyUI-0.16.3 $(PARALLEL) -m "host and not browser"
 
 workflows: setup ## write workflows/ anew
 	$(VENV) -m scripts.workflows
