@@ -139,12 +139,13 @@ def apply(
     ):
         if not patched.get_wrappers(kind, KEY):
             patched.add_wrapper_with_key(kind, KEY, wrapper)
+    count, strength = len(layers), weight * more.weight
     report = (
-        f"{len(layers)} of {len(layers)} layers, {prompt.tokens} tokens, weight {weight * more.weight:g}"
+        f"{count} of {count} layers, {prompt.tokens} tokens, weight {strength:g}"
         + (f", steps {start:.0%} to {end:.0%}" if (start, end) != (0, 1) else "")
         + (", masked" if entry.masks else "")
         + (f", one for each of {prompt.frames} pictures" if prompt.frames > 1 else "")
-        + (f", {len(entry.active)} of them in use" if len(entry.active) < len(layers) else "")
+        + (f", {len(entry.active)} of them in use" if len(entry.active) < count else "")
         + (f"; image prompt {len(entries)} on this model" if len(entries) > 1 else "")
     )
     if face_lora.is_missing(adapter, model):
