@@ -6,8 +6,6 @@ files stays. What is frozen in a dump (the UNet, the encoders, optimizer states)
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from . import catalogue, checkpoint
 from .checkpoint import Checkpoint
 from .detection import AUTOMATIC
 from .errors import CheckpointError
+from .files import replacing
 from .spec import GUESSED, AdapterSpec
 
 FORMAT = "ip_adapter"
@@ -71,16 +70,8 @@ def convert(
     metadata = _metadata(found, licence)
     # Tensors of a pickle may share storage, which the format cannot express.
     whole = {key: tensor.contiguous().clone() for key, tensor in found.tensors.items()}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
+    with replacing(target) as partial:
         save_file(whole, partial, metadata=metadata)
-        os.chmod(partial, 0o644)
-        os.replace(partial, target)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
     return Converted(target, found.spec, len(whole), metadata)
 
 

@@ -8,9 +8,7 @@ before March 2024 that was a stack of the picture's and those of "no image", ``[
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from .encoders import ENCODERS, FeatureKind
 from .errors import CheckpointError, ImageError, IncompatibleModelError
+from .files import replacing
 from .spec import AdapterSpec
 
 EXTENSION = ".ipadpt"
@@ -40,15 +39,8 @@ def save(embeds: Tensor, path: Path) -> None:
     """
     # Cloned: of a view, the whole storage behind it would be written.
     whole = _tensor(embeds, "embeds").detach().cpu().clone(memory_format=torch.contiguous_format)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with replacing(path) as partial:
         torch.save(whole, partial)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
 
 
 def load(path: Path) -> Tensor:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import CheckpointError, IncompatibleModelError
+from .files import replacing
 
 FORMAT = "ip_adapter.image_prompt"
 VERSION = "1"
@@ -121,19 +122,18 @@ def _together(many: Sequence[Tensor]) -> Tensor:
 
 def save(prompt: ImagePrompt, path: Path) -> None:
     """Write a prompt as .safetensors; `load` returns the same numbers."""
-    save_file(
-        {
-            "conditional": prompt.conditional.contiguous().cpu(),
-            "unconditional": prompt.unconditional.contiguous().cpu(),
-        },
-        path,
-        metadata={
-            "format": FORMAT,
-            "version": VERSION,
-            "adapter": prompt.adapter,
-            "label": prompt.label,
-        },
-    )
+    tensors = {
+        "conditional": prompt.conditional.contiguous().cpu(),
+        "unconditional": prompt.unconditional.contiguous().cpu(),
+    }
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "adapter": prompt.adapter,
+        "label": prompt.label,
+    }
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
 
 
 def load(path: Path) -> ImagePrompt:

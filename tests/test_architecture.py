@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 LIBRARY = ROOT / "ip_adapter"
 ROOMS = [
-    {"encoders", "errors", "layers", "refusals"},
+    {"encoders", "errors", "files", "layers", "refusals"},
     {"catalogue", "images", "lora", "masks", "names", "spec"},
     {"attention", "embeds", "enhance", "faces", "presets", "projections", "prompt", "references"},
     {"retouch", "strategies", "tiles"},

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from pathlib import Path
 
 import folder_paths
 
 from ..checkpoint import digest
+from ..files import replacing
 from . import folders
 
 log = logging.getLogger(__name__)
@@ -51,11 +51,7 @@ def _write(known: dict[str, object]) -> None:
     """Replace the file in one step; a read-only user folder only costs the time of hashing."""
     target = _file()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=target.parent, delete=False, encoding="utf-8", suffix=".json"
-        ) as file:
-            json.dump(known, file, indent=1, sort_keys=True)
-        os.replace(file.name, target)
+        with replacing(target) as partial:
+            partial.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
     except OSError as error:
         log.warning("IP-Adapter: cannot remember digests in %s (%s)", target.parent, error)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .. import checkpoint
 from ..encoders import Encoder, recognise
+from ..files import replacing
 from ..spec import AdapterSpec
 from . import digests, folders
 
@@ -208,10 +209,8 @@ def _outline(path: Path, stamp: str) -> Path:
     }
     try:
         shutil.rmtree(folder, ignore_errors=True)  # outlines of what the file was before
-        known.parent.mkdir(parents=True)
-        unfinished = known.with_name("unfinished")
-        torch.save(hollow, unfinished)
-        os.replace(unfinished, known)
+        with replacing(known) as partial:
+            torch.save(hollow, partial)
     except OSError as error:
         log.warning("IP-Adapter: cannot keep outlines in %s (%s)", folder.parent, error)
         return path
