@@ -246,11 +246,9 @@ def test_precise_nodes(base: Side, node: str, scaling: str) -> None:
     check(base.predict(found), base.predict(expected), base.bare(), node)
 
 
+@pytest.mark.parametrize("base", ["SDXL"], indirect=True)  # the old node refuses SD 1.5
 @pytest.mark.parametrize("expand", [False, True])
 def test_style_of_one_picture_and_layout_of_another(base: Side, expand: bool) -> None:
-    """The old node has it for SDXL only."""
-    if base.family != "SDXL":
-        pytest.skip("the old node refuses SD 1.5")
     style, layout = pictures(2), pictures(2, seed=6)
     inputs = advanced(combine_embeds="average")
     del inputs["weight_type"]
