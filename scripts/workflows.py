@@ -32,7 +32,7 @@ WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 # Sizes in canvas units. The front end's own rows: 20 for a socket, 24 for a widget, 30 for a title.
 TITLE, SOCKET_ROW, WIDGET_ROW = 30, 20, 24
-TEXT_FIELD = 48  # what a text of several lines is higher by
+TEXT_FIELD = 50  # what a text of several lines is higher by
 NODE_GAP, GROUP_GAP, GROUP_TITLE, GROUP_EDGE = 20, 30, 44, 15
 NOTE = "MarkdownNote"
 HINT = (
