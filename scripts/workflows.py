@@ -32,7 +32,7 @@ WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 # Sizes in canvas units. The front end's own rows: 20 for a socket, 24 for a widget, 30 for a title.
 TITLE, SOCKET_ROW, WIDGET_ROW = 30, 20, 24
-TEXT_FIELD = 50  # what a text of several lines is higher by
+TEXT_FIELD = 48  # what a text of several lines is higher by
 NODE_GAP, GROUP_GAP, GROUP_TITLE, GROUP_EDGE = 20, 30, 44, 15
 NOTE = "MarkdownNote"
 HINT = (
@@ -66,6 +66,7 @@ HEIGHTS = {
     "PreviewImage": 300,
     "SaveImage": 420,
     "ImagePromptAutoLoader": 250,  # with room for its text, of several lines
+    "ImagePromptInfluence": 450,  # the front end shares it among three text fields, in whole pixels
 }
 GROUP_COLOUR = "#7f9db0"
 COLOURS = {"Positive prompt": ("#232", "#353"), "Negative prompt": ("#322", "#533")}
