@@ -34,3 +34,9 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file in one go; see `replacing`."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)

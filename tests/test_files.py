@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ip_adapter.files import replacing
+from ip_adapter.files import replacing, write
 
 
 def test_a_file_is_made_and_replaced(tmp_path: Path) -> None:
@@ -30,3 +30,16 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, error: BaseException) ->
         raise error
     assert target.read_text() == "before"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "file.txt"
+    write(target, b"before")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write(target, b"after")
+    assert target.read_bytes() == b"before" and os.listdir(tmp_path) == ["file.txt"]

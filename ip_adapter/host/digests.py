@@ -13,8 +13,8 @@ from pathlib import Path
 
 import folder_paths
 
+from .. import files
 from ..checkpoint import digest
-from ..files import replacing
 from . import folders
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,6 @@ def _write(known: dict[str, object]) -> None:
     """Replace the file in one step; a read-only user folder only costs the time of hashing."""
     target = _file()
     try:
-        with replacing(target) as partial:
-            partial.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
+        files.write(target, json.dumps(known, indent=1, sort_keys=True).encode())
     except OSError as error:
         log.warning("IP-Adapter: cannot remember digests in %s (%s)", target.parent, error)
