@@ -17,6 +17,7 @@ from .ip_adapter.nodes import (
     prompts,
     references,
     regions,
+    training,
 )
 
 NODES: list[type[io.ComfyNode]] = [
@@ -30,6 +31,7 @@ NODES: list[type[io.ComfyNode]] = [
     *faces.NODES,
     *influence.NODES,
     *models.NODES,
+    *training.NODES,
 ]
 """Our own nodes."""
 

@@ -94,6 +94,14 @@ INTERFACE = {
         ],
         ["influence"],
     ),
+    "ImagePromptTrain": (
+        [
+            *("model", "vae", "clip", "clip_vision", "images", "captions", "projection"),
+            *("steps", "learning_rate", "seed", "filename_prefix"),
+            *("references", "ip_adapter", "batch_size", "size"),
+        ],
+        ["ip_adapter", "path", "loss_curve"],
+    ),
     "ImagePromptSave": (["image_prompt", "filename_prefix"], []),
     "ImagePromptLoad": (["prompt_name"], ["image_prompt"]),
 }

@@ -61,6 +61,7 @@ NODES = {
     "ImagePromptJoin": "Join Image Prompts",
     "ImagePromptApply": "Apply IP-Adapter",
     "ImagePromptInfluence": "Image Prompt Influence",
+    "ImagePromptTrain": "Train IP-Adapter",
     "ImagePromptSave": "Save Image Prompt",
     "ImagePromptLoad": "Load Image Prompt",
 }
