@@ -33,7 +33,7 @@ types: setup ## mypy --strict on the library
 	$(VENV) -m mypy
 
 unit: setup ## the library alone
-	$(PYTEST) -m "not parity and not host and not browser"
+	$(PARALLEL) -m "not parity and not host and not browser"
 
 parity: setup ## against reference implementations
 	$(PARALLEL) -m parity

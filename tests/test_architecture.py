@@ -20,15 +20,18 @@ ROOMS = [
     {"attention", "embeds", "enhance", "faces", "presets", "projections", "prompt", "references"},
     {"retouch", "strategies", "tiles"},
     {"adapter", "detection", "face_models", "influence", "openclip"},
+    {"objective"},
     {"regions"},
     {"checkpoint"},
     {"convert"},
     {"__main__"},
 ]
-"""A file imports from rows above its own only; then come `host`, `nodes` and `legacy`."""
+"""A file imports from rows above its own only; then come `host`, the activities `train` and
+`evaluate`, and at last `nodes` and `legacy`."""
 
 FILES = sorted(LIBRARY.glob("*.py"))
 HOST_FILES = sorted((LIBRARY / "host").glob("*.py"))
+ACTIVITY_FILES = sorted([*(LIBRARY / "train").glob("*.py"), *(LIBRARY / "evaluate").glob("*.py")])
 NODE_FILES = sorted([*(LIBRARY / "nodes").glob("*.py"), *(LIBRARY / "legacy").glob("*.py")])
 
 
@@ -56,7 +59,13 @@ def test_library_imports_downwards_and_never_the_host(path: Path) -> None:
 
 @pytest.mark.parametrize("path", HOST_FILES, ids=lambda path: path.stem)
 def test_the_host_room_does_not_know_the_nodes(path: Path) -> None:
-    above = {"nodes", "legacy"}
+    above = {"nodes", "legacy", "train", "evaluate"}
+    assert not any(above & set(module.split(".")) for _, module in imports(path))
+
+
+@pytest.mark.parametrize("path", ACTIVITY_FILES, ids=lambda path: f"{path.parent.name}.{path.stem}")
+def test_activities_do_not_know_the_nodes_nor_one_another(path: Path) -> None:
+    above = {"nodes", "legacy", "train", "evaluate"}
     assert not any(above & set(module.split(".")) for _, module in imports(path))
 
 
@@ -64,7 +73,9 @@ def test_every_library_file_has_its_row() -> None:
     assert {path.stem for path in FILES} - {"__init__"} == set().union(*ROOMS)
 
 
-@pytest.mark.parametrize("path", [*FILES, *HOST_FILES, *NODE_FILES, ROOT / "nodes.py"], ids=str)
+@pytest.mark.parametrize(
+    "path", [*FILES, *HOST_FILES, *ACTIVITY_FILES, *NODE_FILES, ROOT / "nodes.py"], ids=str
+)
 def test_files_are_short_documented_and_quiet(path: Path) -> None:
     source = path.read_text()
     tree = ast.parse(source)
