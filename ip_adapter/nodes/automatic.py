@@ -98,13 +98,8 @@ class AutoLoader(io.ComfyNode):
         if found.encoder_name is not None:
             encoder = vision.load(folders.find(folders.ENCODERS, found.encoder_name))
         if found.lora is not None:
-            if found.lora == automatic.INSIDE:
-                weights, label = face_lora.inside(adapter), "inside the adapter"
-            else:
-                weights = face_lora.companion(folders.find(folders.LORAS, found.lora))
-                label = found.lora
-            model, matched = face_lora.apply(model, weights, lora_strength, f"The LoRA {label}")
-            report += f"\nLoRA: {label}, {matched}"
+            model, matched = face_lora.add(model, adapter, found.lora, lora_strength)
+            report += f"\n{matched}"
         show_on_node(report)
         return io.NodeOutput(model, replace(adapter, clip_vision=encoder), encoder)
 
