@@ -148,6 +148,9 @@ def apply(
         + (f", {len(entry.active)} of them in use" if len(entry.active) < count else "")
         + (f"; image prompt {len(entries)} on this model" if len(entries) > 1 else "")
     )
+    if any(not bool((one > 0).any()) for one in entry.masks):
+        report += "; a mask is 0 everywhere, so it has no effect"
+        log.warning("IP-Adapter: an image prompt has no effect, its mask is 0 everywhere")
     if face_lora.is_missing(adapter, model):
         report += "; its LoRA is not on this model, so the likeness is weak: Apply FaceID LoRA"
     log.info("IP-Adapter: %s applied to %s", adapter.label, report)

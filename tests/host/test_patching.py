@@ -225,6 +225,23 @@ def test_half_a_mask_touches_only_its_half(host: Any, model: Any, apply: Applier
         assert bool((out[:, grid[1] // 2 :] != 0).all())
 
 
+def test_a_mask_that_hides_everything_is_said(
+    host: Any,
+    model: Any,
+    apply: Applier,
+    sample: Sampler,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Load Image's mask of an opaque picture is one: easily connected by mistake."""
+    patching = host.library("ip_adapter.host.patching")
+    for mask, said in ((torch.zeros(1, 64, 64), True), (torch.eye(64), False)):
+        caplog.clear()
+        patched, report = patching.apply(model, apply.adapter, apply.prompt(), mask=mask)
+        assert ("a mask is 0 everywhere" in report) == said
+        assert ("its mask is 0 everywhere" in caplog.text) == said
+        assert torch.equal(sample(patched), sample(model)) == said
+
+
 def test_masks_follow_areas_and_frames(host: Any, model: Any, apply: Applier) -> None:
     """A conditioning with an area gets that part of the mask; a frame gets its own mask."""
     chunk = host.library("ip_adapter.host.run").Chunk
