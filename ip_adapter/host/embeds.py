@@ -135,11 +135,12 @@ def find(name: str) -> Path:
     Raises:
         MissingFileError: There is no such file, or it is no file of embeds.
     """
-    # The host refuses paths that lead out of its folder, older ones by saying that nothing exists.
-    if name.strip() and folder_paths.exists_annotated_filepath(name):
-        path = Path(folder_paths.get_annotated_filepath(name))
-        if path.is_file() and path.suffix == embeds.EXTENSION:
-            return path
+    inner, folder = folder_paths.annotated_filepath(name)
+    root = Path(os.path.abspath(folder or folder_paths.get_input_directory()))
+    path = Path(os.path.abspath(root / str(inner)))  # links may lead where they like
+    # Hosts before mid-2026 do not mind a name that leads out of the folder.
+    if root in path.parents and path.is_file() and path.suffix == embeds.EXTENSION:
+        return path
     present = names()
     others = f"which has {', '.join(present[:3])}" if present else "which has none"
     raise MissingFileError(
@@ -166,7 +167,9 @@ def new_file(prefix: str) -> Path:
     folder, name, number, _, _ = folder_paths.get_save_image_path(
         prefix, folder_paths.get_output_directory()
     )
-    return Path(folder) / f"{name}_{number:05}{embeds.EXTENSION}"
+    while (path := Path(folder) / f"{name}_{number:05}{embeds.EXTENSION}").exists():
+        number += 1  # hosts before mid-2026 only count names that go on after the number
+    return path
 
 
 def _no_image(

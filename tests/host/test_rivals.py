@@ -176,4 +176,5 @@ def test_on_a_real_server(fork: Path, tmp_path: Path) -> None:
     assert {name for name, pack in packs.items() if pack == f"custom_nodes.{FORK}"} == set(TAKEN)
     assert packs["IPAdapterApply"] == packs["ImagePromptApply"] == f"custom_nodes.{PACK_NAME}"
     (line,) = (line for line in log.splitlines() if "is installed, too" in line)
-    assert FORK in line and "[WARNING]" in line
+    assert FORK in line
+    assert "[WARNING]" in line or "[WARNING]" not in log  # older hosts do not write the level
