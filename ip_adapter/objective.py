@@ -36,6 +36,11 @@ KeysValues = Mapping[int, tuple[Tensor, Tensor]]
 """Keys and values ``[B, T, C]`` of the image in each layer, by the layer's number."""
 
 
+def usable(tensor: Tensor) -> Tensor:
+    """A tensor that autograd may save: itself, or a copy where it was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """The forward diffusion of a base.

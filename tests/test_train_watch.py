@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ip_adapter.errors import IPAdapterError
 from ip_adapter.layers import SD15, SDXL
 from ip_adapter.objective import Nothing, Schedule
-from ip_adapter.train import journal, samples, watch
+from ip_adapter.train import board, journal, samples, watch
 
 ALPHAS = torch.linspace(0.999, 0.01, 50)
 
@@ -242,7 +242,7 @@ def test_tensorboard_gets_the_numbers_where_it_is_installed(tmp_path: Path) -> N
 def test_without_tensorboard_there_is_the_file_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(board.importlib.util, "find_spec", lambda name: None)
     log = journal.Log(tmp_path)
     log.numbers(1, {"loss": 0.5})
     log.close()

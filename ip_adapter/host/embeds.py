@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import embeds, images, masks
-from ..errors import ImageError, IncompatibleModelError, MissingFileError
+from ..errors import IncompatibleModelError, MissingFileError
 from ..faces import from_tensor
 from ..projections import Features
 from ..prompt import ImagePrompt
 from ..references import Combine, Unconditional, combine
-from . import encoding, vision
+from . import encoding
 from .adapters import LoadedAdapter
 from .folders import stamp_of
 
@@ -98,21 +97,15 @@ def read_masked(adapter: LoadedAdapter, clip_vision: Any, image: Tensor, mask: T
         ImageError: See `encoding.read` and `masks.check`.
         IncompatibleModelError: See `encoding.read`.
     """
-    kind = adapter.spec.projection.image
-    if kind is None:
+    if adapter.spec.projection.image is None:
         return encoding.read(adapter, clip_vision, image, "crop")  # says why it cannot
     encoding.check_encoder(adapter.spec, clip_vision, adapter.label)
     side = int(clip_vision.image_size)
     pixels = images.squares(image, side, "crop")
     neutral = pixels.new_tensor(images.CLIP_MEAN).view(1, 3, 1, 1)
     alpha = _square(masks.check(mask).to(pixels), side)
-    found = vision.features(clip_vision, neutral + alpha * (pixels - neutral), kind)
-    if not bool(torch.isfinite(found).all()):
-        raise ImageError(
-            "The image encoder returned values that are not numbers for this picture and mask. "
-            "Check the mask, or start ComfyUI with --fp32-text-enc and try again."
-        )
-    return found
+    seen = neutral + alpha * (pixels - neutral)
+    return encoding.read_squares(adapter, clip_vision, seen, "picture and mask")
 
 
 def names() -> list[str]:

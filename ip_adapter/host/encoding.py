@@ -277,13 +277,34 @@ def read(
         ImageError: See `encode`.
         IncompatibleModelError: The encoder is not the one this adapter was trained with.
     """
-    kind = _kind(adapter)
+    _kind(adapter)
     check_encoder(adapter.spec, clip_vision, adapter.label)
     side = size or int(clip_vision.image_size)
-    features = vision.features(clip_vision, images.squares(image, side, fit), kind)
+    return read_squares(adapter, clip_vision, images.squares(image, side, fit))
+
+
+def read_squares(
+    adapter: LoadedAdapter, clip_vision: Any, pixels: Tensor, what: str = "picture"
+) -> Tensor:
+    """The features that an adapter reads of pictures that are as the encoder wants them.
+
+    Args:
+        adapter: Whose kind of features.
+        clip_vision: Its encoder; see `check_encoder`.
+        pixels: ``[N, 3, S, S]`` in 0..1.
+        what: What they are, for messages.
+
+    Returns:
+        ``[N, E]`` or ``[N, P, W]``.
+
+    Raises:
+        ImageError: The encoder returns values that are not numbers.
+        IncompatibleModelError: The adapter reads no picture.
+    """
+    features = vision.features(clip_vision, pixels, _kind(adapter))
     if not bool(torch.isfinite(features).all()):
         raise ImageError(
-            "The image encoder returned values that are not numbers for this picture. It "
+            f"The image encoder returned values that are not numbers for this {what}. It "
             "overflows in float16 on some GPUs: start ComfyUI with --fp32-text-enc and try again."
         )
     return features

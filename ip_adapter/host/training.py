@@ -25,7 +25,7 @@ from ..adapter import ImageKeyValue, IPAdapter
 from ..encoders import Encoder
 from ..errors import IncompatibleModelError
 from ..layers import Address
-from ..objective import KeysValues, Schedule, Target
+from ..objective import KeysValues, Schedule, Target, usable
 from ..spec import AdapterSpec, Projection, encoder_for
 from . import unet
 from .patching import Slot
@@ -53,11 +53,6 @@ def training_mode() -> Iterator[None]:
             yield
     finally:
         management.in_training = before
-
-
-def usable(tensor: Tensor) -> Tensor:
-    """A tensor that autograd may save: itself, or a copy where it was made in inference mode."""
-    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def family_spec(model: Any, projection: Projection, encoder: Encoder | None = None) -> AdapterSpec:

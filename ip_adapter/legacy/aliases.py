@@ -45,9 +45,7 @@ SCALINGS: dict[Kind, Scaling] = {
 FACE_SIDE = 256
 """Side of the aligned crop of a face in pixels, then for every adapter."""
 
-_POSITIONS = {
-    (encoder.size // encoder.patch) ** 2 + encoder.has_class_token for encoder in ENCODERS
-}
+_POSITIONS = {encoder.tokens for encoder in ENCODERS}
 """Tokens that encoders make of a picture."""
 
 _CATEGORY = "ipadapter"

@@ -335,21 +335,7 @@ def _put(
 
 
 def _schema(node_id: str, display_name: str, *middle: Any) -> io.Schema:
-    """A node with a MODEL, an adapter, references, and the usual optional sockets."""
-    return common.old(
-        node_id,
-        display_name,
-        "ipadapter",
-        SUCCESSOR,
-        inputs=[
-            common.model_in(),
-            common.adapter_in(),
-            common.image_in(),
-            *middle,
-            *common.extras_in(),
-        ],
-        outputs=[common.model_out("MODEL")],
-    )
+    return common.apply_schema(node_id, display_name, "ipadapter", SUCCESSOR, *middle)
 
 
 def _precise(node_id: str, display_name: str, boost: str, default: float) -> io.Schema:

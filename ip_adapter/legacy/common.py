@@ -152,6 +152,28 @@ def extras_in() -> tuple[Any, ...]:
     return negative_in(), mask_in(), encoder_in()
 
 
+def apply_schema(
+    node_id: str, display_name: str, category: str, successor: str, *middle: Any
+) -> io.Schema:
+    """A node with a MODEL, an adapter, references, and the usual optional sockets.
+
+    Args:
+        node_id: See `old`.
+        display_name: See `old`.
+        category: See `old`.
+        successor: See `old`.
+        middle: The inputs between the references and the optional sockets.
+    """
+    return old(
+        node_id,
+        display_name,
+        category,
+        successor,
+        inputs=[model_in(), adapter_in(), image_in(), *middle, *extras_in()],
+        outputs=[model_out("MODEL")],
+    )
+
+
 def model_out(name: str | None = None) -> io.Model.Output:
     """The patched MODEL."""
     return io.Model.Output("model", display_name=name)

@@ -51,12 +51,16 @@ class StyleComposition(io.ComfyNode):
     ) -> io.NodeOutput:
         """Apply both."""
         shared = Strength(1.0, _LAYERS[expand_style], start_at, end_at, attn_mask, embeds_scaling)
-        style = replace(shared, weight=weight_style, composition=0.0)
-        layout = replace(shared, weight=0.0, composition=weight_composition)
-        more = {"clip_vision": clip_vision, "negative": image_negative, "how": combine_embeds}
-        model, _ = calls.run(model, ipadapter, image_style, style, **more)
-        model, _ = calls.run(model, ipadapter, image_composition, layout, **more)
-        return io.NodeOutput(model)
+        return _apply(
+            model,
+            ipadapter,
+            shared,
+            (image_style, weight_style),
+            (image_composition, weight_composition),
+            clip_vision=clip_vision,
+            negative=image_negative,
+            how=combine_embeds,
+        )
 
 
 class StyleCompositionBatch(io.ComfyNode):
@@ -90,12 +94,32 @@ class StyleCompositionBatch(io.ComfyNode):
             *(1.0, _LAYERS[expand_style], start_at, end_at, attn_mask, embeds_scaling),
             by_frame=True,
         )
-        style = replace(shared, weight=weight_style, composition=0.0)
-        layout = replace(shared, weight=0.0, composition=weight_composition)
-        more = {"clip_vision": clip_vision, "negative": image_negative}
-        model, _ = calls.run(model, ipadapter, image_style, style, **more)
-        model, _ = calls.run(model, ipadapter, image_composition, layout, **more)
-        return io.NodeOutput(model)
+        return _apply(
+            model,
+            ipadapter,
+            shared,
+            (image_style, weight_style),
+            (image_composition, weight_composition),
+            clip_vision=clip_vision,
+            negative=image_negative,
+        )
+
+
+def _apply(
+    model: Any,
+    ipadapter: Any,
+    shared: Strength,
+    style: tuple[Tensor, Weight],
+    layout: tuple[Tensor, Weight],
+    **more: Any,
+) -> io.NodeOutput:
+    """Apply two references with their weights, each in its own layers."""
+    for image, own in (
+        (style[0], replace(shared, weight=style[1], composition=0.0)),
+        (layout[0], replace(shared, weight=0.0, composition=layout[1])),
+    ):
+        model, _ = calls.run(model, ipadapter, image, own, **more)
+    return io.NodeOutput(model)
 
 
 def _two(node_id: str, display_name: str, *combine: Any) -> io.Schema:

@@ -180,20 +180,7 @@ def _tiles_in(ratio: float) -> tuple[Any, ...]:
 
 
 def _schema(node_id: str, display_name: str, *middle: Any) -> io.Schema:
-    return common.old(
-        node_id,
-        display_name,
-        "ipadapter/dev",
-        SUCCESSOR,
-        inputs=[
-            common.model_in(),
-            common.adapter_in(),
-            common.image_in(),
-            *middle,
-            *common.extras_in(),
-        ],
-        outputs=[common.model_out("MODEL")],
-    )
+    return common.apply_schema(node_id, display_name, "ipadapter/dev", SUCCESSOR, *middle)
 
 
 NODES: list[type[io.ComfyNode]] = [Enhancer, EnhancerBatch]

@@ -122,19 +122,21 @@ class FaceIDKolors(io.ComfyNode):
         insightface: Any = None,
     ) -> io.NodeOutput:
         """Apply them."""
-        strength = Strength(weight, weight_type, start_at, end_at, attn_mask, embeds_scaling)
-        return io.NodeOutput(
-            *calls.run(
-                model,
-                _bridged(adapters.require(ipadapter), weight_kolors),
-                image,
-                strength,
-                clip_vision=clip_vision,
-                insightface=insightface,
-                negative=image_negative,
-                how=combine_embeds,
-                structure=weight_faceidv2,
-            )
+        return FaceID.execute(
+            model,
+            _bridged(adapters.require(ipadapter), weight_kolors),
+            image,
+            weight,
+            weight_faceidv2,
+            weight_type,
+            combine_embeds,
+            start_at,
+            end_at,
+            embeds_scaling,
+            image_negative,
+            attn_mask,
+            clip_vision,
+            insightface,
         )
 
 

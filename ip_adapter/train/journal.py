@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import files
+from .board import Board
 
 FILE = "watch.jsonl"
 """The log, in the folder of the weights: one JSON object per line."""
@@ -36,7 +35,7 @@ class Log:
         self.file = folder / FILE
         folder.mkdir(parents=True, exist_ok=True)
         self._forget(step)
-        self._board = _tensorboard(folder / BOARD, step)
+        self._board = Board(folder / BOARD, step)
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
         """Note named numbers of a step; what is not finite is null in the file."""
@@ -46,9 +45,8 @@ class Log:
         line = json.dumps({"step": step, **plain})
         with self.file.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        for name, value in values.items():
+            self._board.number(name, value, step)
 
     def picture(self, step: int, name: str, pixels: Tensor) -> Path:
         """Write a picture ``[H, W, 3]`` in 0..1 under ``samples``; return its path."""
@@ -58,14 +56,12 @@ class Log:
         path.parent.mkdir(exist_ok=True)
         values = pixels.clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
         Image.fromarray(values.numpy()).save(path)
-        if self._board is not None:
-            self._board.add_image(name, values, step, dataformats="HWC")
+        self._board.picture(name, values, step)
         return path
 
     def close(self) -> None:
         """Write what TensorBoard still holds back."""
-        if self._board is not None:
-            self._board.close()
+        self._board.close()
 
     def _forget(self, step: int) -> None:
         if not self.file.is_file():
@@ -87,12 +83,3 @@ def _whole_lines(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
             continue
         if isinstance(found, dict) and "step" in found:
             yield found
-
-
-def _tensorboard(folder: Path, step: int) -> Any | None:
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its dependencies warn of their own past
-        from torch.utils.tensorboard import SummaryWriter
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)

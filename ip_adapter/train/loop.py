@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from .. import objective
 from ..adapter import IPAdapter
 from ..errors import IPAdapterError
-from ..objective import Base, Batch, Decoupled, Nothing, Simple
+from ..objective import Base, Batch, Decoupled, Nothing, Simple, usable
 from . import state
+from .board import Board
 from .recipe import Recipe, RecipeError, differences
 from .state import Progress, SaveError
 
@@ -159,9 +160,9 @@ class _Run:
         device: torch.device = self.accelerator.device
         self.base: Base = base.to(device)
         self.nothing = Nothing(
-            _usable(nothing.text).to(device),
-            None if nothing.pooled is None else _usable(nothing.pooled).to(device),
-            None if nothing.image is None else _usable(nothing.image).to(device),
+            usable(nothing.text).to(device),
+            None if nothing.pooled is None else usable(nothing.pooled).to(device),
+            None if nothing.image is None else usable(nothing.image).to(device),
         )
         module: nn.Module = (Simple if recipe.design == "simple" else Decoupled)(adapter)
         module.train().to(device)
@@ -224,13 +225,13 @@ class _Run:
         stopped = False
         with ExitStack() as stack:
             bar = stack.enter_context(_bar(recipe.steps, self.step, is_quiet or not is_main))
-            board = stack.enter_context(_Board(self.out / "log", self.step, is_main))
+            board = stack.enter_context(Board(self.out / "log", self.step, is_main))
             while self.step < recipe.steps and not stopped:
                 done, stopped = self._one_step(batches, rank, should_stop)
                 bar.update()
                 bar.set_postfix(loss=f"{done.loss:.4f}", refresh=False)
-                board.add("loss", done.loss, done.number)
-                board.add("learning rate", done.learning_rate, done.number)
+                board.number("loss", done.loss, done.number)
+                board.number("learning rate", done.learning_rate, done.number)
                 is_last = stopped or self.step >= recipe.steps
                 if is_last or self.step % recipe.save_every == 0:
                     self._save(must=is_last)
@@ -252,7 +253,7 @@ class _Run:
         recipe, device = self.recipe, self.accelerator.device
         total = torch.zeros((), device=device)
         for _ in range(recipe.gradient_accumulation):
-            batch = {name: _usable(rows).to(device) for name, rows in next(batches).items()}
+            batch = {name: usable(rows).to(device) for name, rows in next(batches).items()}
             first = self.samples + rank * recipe.batch_size
             draws = objective.draw(
                 recipe.seed,
@@ -373,46 +374,7 @@ def _forget_accelerate() -> None:
     GradientState._reset_state()
 
 
-def _usable(tensor: Tensor) -> Tensor:
-    """A copy of what was made in inference mode, which autograd could not save."""
-    return tensor.clone() if tensor.is_inference() else tensor
-
-
 def _bar(total: int, initial: int, is_quiet: bool) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, initial=initial, disable=is_quiet, unit="step", desc="training")
-
-
-class _Board:
-    """TensorBoard's log, where it is installed; a log that cannot be written ends no run."""
-
-    def __init__(self, folder: Path, step: int, is_wanted: bool) -> None:
-        self._writer: Any = None
-        if not is_wanted:
-            return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return
-        # What a killed run logged after its last state is logged again.
-        self._try(lambda: setattr(self, "_writer", SummaryWriter(str(folder), purge_step=step + 1)))
-
-    def __enter__(self) -> _Board:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._try(self._writer.close)
-
-    def add(self, name: str, value: float, step: int) -> None:
-        """Log a number."""
-        if self._writer is not None:
-            self._try(lambda: self._writer.add_scalar(name, value, step))
-
-    def _try(self, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except OSError as error:
-            self._writer = None
-            log.warning("IP-Adapter: TensorBoard's log ends here, it cannot be written (%s)", error)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .. import checkpoint
+from .. import checkpoint, lora
 from ..adapter import IPAdapter
 from ..errors import IncompatibleModelError
 from ..host.standalone import Models
@@ -110,14 +111,22 @@ def starting_spec(recipe: Recipe) -> AdapterSpec | None:
     """
     if recipe.start_from is None:
         return None
-    found = checkpoint.read(recipe.start_from)
-    layout = found.spec.projection.layout
+    path = recipe.start_from
+    found = _spec(path, path.stat().st_mtime_ns if path.exists() else 0)
+    layout = found.projection.layout
     if layout != recipe.projection and layout in ("global", "plus", "full", "faceid"):
         raise IncompatibleModelError(
             f"The recipe asks for a {recipe.projection} projection, but starts from "
-            f"{found.describe()}. Give the same projection, or start from another file."
+            f"{recipe.start_from.name} ({found.summary()}). Give the same projection, or start "
+            "from another file."
         )
-    return found.spec
+    return found
+
+
+@lru_cache(maxsize=1)
+def _spec(path: Path, changed: int) -> AdapterSpec:
+    """What a file holds; it is asked several times, and old containers are read whole for it."""
+    return checkpoint.read(path).spec
 
 
 def needs_face(recipe: Recipe) -> bool:
@@ -257,14 +266,13 @@ def prepare(
     held_cache = cache.fill(folder, held_out, encoders, plain, progress) if held_out else None
     if before_copy is not None:
         before_copy()
-    lora: Mapping[str, Tensor] = {}
+    inside: Mapping[str, Tensor] = {}
     model = models.model
     if recipe.start_from is not None:
-        with torch.inference_mode(False):  # read within it, too: the weights will have gradients
-            begun = state.start_from(recipe.start_from)
-        adapter, lora = begun.adapter, begun.lora
-        if lora:
-            known = checkpoint.read(recipe.start_from).lora()
+        begun = state.start_from(recipe.start_from)
+        adapter, inside = begun.adapter, begun.lora
+        if inside:
+            known = lora.to_kohya(inside, spec.family)
             model, _ = face_lora.apply(model, known, 1.0, f"The LoRA in {recipe.start_from.name}")
     else:
         with torch.random.fork_rng(devices=[]):
@@ -284,6 +292,6 @@ def prepare(
         held_cache,
         base,
         adapter,
-        lora,
+        inside,
         side,
     )
