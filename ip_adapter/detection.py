@@ -17,7 +17,7 @@ from pathlib import Path
 from . import catalogue, lora
 from .catalogue import Published
 from .errors import CheckpointError, IncompatibleModelError
-from .layers import FAMILIES, KOLORS, Family, family_name, find_families
+from .layers import FAMILIES, KOLORS, PUBLIC, Family, family_name, find_families
 from .projections import HEAD_WIDTH
 from .refusals import Shapes, other_adapter, other_file, some
 from .spec import (
@@ -43,7 +43,7 @@ FACE_WIDTH = 512
 _KEY_VALUE = re.compile(r"ip_adapter\.(\d+)\.to_[kv]_ip\.weight")
 _PROJ = "image_proj."
 
-_SUPPORTED = "IP-Adapters for " + ", ".join(family.name for family in FAMILIES)
+_SUPPORTED = "IP-Adapters for " + ", ".join(family.name for family in PUBLIC)
 _WHERE = (
     "Published files are at https://huggingface.co/h94/IP-Adapter; for SD 1.5 "
     "ip-adapter_sd15.safetensors and ip-adapter-plus_sd15.safetensors, for SDXL those named "
@@ -177,7 +177,9 @@ def _projection(shapes: Shapes, context: int, name: str) -> Projection:
         )
     if _PROJ + "proj.3.weight" in shapes:
         features = _shape(shapes, _PROJ + "proj.0.weight", 2, name)[1]
-        return PatchProjection(features, _shape(shapes, _PROJ + "proj.2.weight", 2, name)[0])
+        patches = PatchProjection(features, _shape(shapes, _PROJ + "proj.2.weight", 2, name)[0])
+        encoder = encoder_for(patches)  # no tensor says the number of patches
+        return replace(patches, tokens=encoder.tokens) if encoder is not None else patches
     if _PROJ + "perceiver_resampler.proj_in.weight" in shapes:
         identity = _identity(shapes, name)
         resampler = _resampler(shapes, _PROJ + "perceiver_resampler.", name, identity.tokens)

@@ -121,7 +121,14 @@ SIGLIP_512 = Encoder(
     file="siglip2-so400m-patch16-512.safetensors",
     link="https://huggingface.co/google/siglip2-so400m-patch16-512",
 )
-ENCODERS: tuple[Encoder, ...] = (VIT_H, VIT_BIGG, VIT_L, VIT_L_336, SIGLIP_384, SIGLIP_512)
+MINIATURE = Encoder("Miniature CLIP", hidden=128, pooled=128, layers=4, size=64, patch=8)
+"""The image half of the CLIP of the project's own family; see `layers.MINIATURE`."""
+
+PUBLIC: tuple[Encoder, ...] = (VIT_H, VIT_BIGG, VIT_L, VIT_L_336, SIGLIP_384, SIGLIP_512)
+"""The published towers that adapters read; what messages name."""
+
+ENCODERS: tuple[Encoder, ...] = (*PUBLIC, MINIATURE)
+"""Every tower that is known by name."""
 
 
 @dataclass(frozen=True)

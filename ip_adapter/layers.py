@@ -99,14 +99,36 @@ _SDXL_LAYERS = _table(
     ]
 )
 
+_MINIATURE_LAYERS = _table(
+    [
+        ("input", 1, "down_blocks.0.attentions.0", 1),
+        ("input", 3, "down_blocks.1.attentions.0", 1),
+        ("output", 0, "up_blocks.0.attentions.0", 1),
+        ("output", 1, "up_blocks.0.attentions.1", 1),
+        ("output", 2, "up_blocks.1.attentions.0", 1),
+        ("output", 3, "up_blocks.1.attentions.1", 1),
+        ("middle", 0, "mid_block.attentions.0", 1),
+    ]
+)
+
 SD15 = Family("SD 1.5", context_width=768, layers=_SD_LAYERS)
 SD2 = Family("SD 2.x", context_width=1024, layers=_SD_LAYERS)
 SDXL = Family("SDXL", context_width=2048, layers=_SDXL_LAYERS)
 KOLORS = Family("Kolors", context_width=2048, layers=_SDXL_LAYERS)
 """SDXL's UNet, trained with other text states; its adapters do not serve SDXL, nor the reverse."""
 
-FAMILIES: tuple[Family, ...] = (SD15, SD2, SDXL, KOLORS)
-"""Every family of UNets that adapters were published for."""
+MINIATURE = Family("Miniature", context_width=128, layers=_MINIATURE_LAYERS)
+"""The project's own family of pocket size, in ``miniature/``: for the demo and as evidence.
+
+It paints coloured shapes of 64 pixels. Its adapters are trained by the project, and no user has to
+know it.
+"""
+
+PUBLIC: tuple[Family, ...] = (SD15, SD2, SDXL, KOLORS)
+"""The families whose base models are published; what messages name."""
+
+FAMILIES: tuple[Family, ...] = (*PUBLIC, MINIATURE)
+"""Every family of UNets that adapters are made for."""
 
 
 def transformers(family: Family) -> tuple[tuple[int, ...], ...]:
@@ -120,7 +142,8 @@ def transformers(family: Family) -> tuple[tuple[int, ...], ...]:
 
     Returns:
         For each transformer the `CrossAttentionLayer.index` of its layers, from the input blocks
-        over the middle to the output blocks: 16 for SD 1.5 and 2.x, 11 for SDXL and Kolors.
+        over the middle to the output blocks: 16 for SD 1.5 and 2.x, 11 for SDXL and Kolors, 7
+        for the miniature.
     """
     found: dict[tuple[Block, int], list[int]] = {}
     for layer in sorted(family.layers, key=lambda layer: get_args(Block).index(layer.address[0])):

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError, IncompatibleModelError, MissingFileError
-from .layers import FAMILIES
+from .layers import FAMILIES, PUBLIC
 from .refusals import some
 
 log = logging.getLogger(__name__)
@@ -257,7 +257,7 @@ def _first_numbers(blocks: set[str], name: str) -> dict[str, int]:
         numbers = {layer.diffusers: layer.index - 1 for layer in family.layers}
         if numbers.keys() == blocks:
             return numbers
-    counts = {family.name: len(family.layers) for family in FAMILIES}
+    counts = {family.name: len(family.layers) for family in PUBLIC}
     known = ", ".join(f"{family} {count}" for family, count in counts.items())
     raise IncompatibleModelError(
         f"'{name}' has an adapter in {len(blocks)} transformer blocks of a UNet ({min(blocks)} to "

@@ -8,14 +8,14 @@ outputs the names that the host's CLIP Vision uses. It needs no conversion of ke
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .encoders import locate, recognise
+from .encoders import MINIATURE, locate, recognise
 from .errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -145,14 +145,11 @@ def load_tower(tensors: Mapping[str, Tensor], name: str) -> OpenCLIPTower:
 
 
 def _architecture(tensors: Mapping[str, Tensor], name: str) -> tuple[str, dict[str, Any]]:
-    """open_clip's name of a tower and its configuration, at the size of the tower's positions."""
-    import open_clip
-
+    """The name of a tower and open_clip's configuration, at the size of the tower's positions."""
     given = recognise({key: tuple(tensor.shape) for key, tensor in tensors.items()})
     width, layers, size = (given.hidden, given.layers, given.size) if given else (0, 0, 0)
     found: list[tuple[str, dict[str, Any]]] = []
-    for architecture in ARCHITECTURES:
-        config = open_clip.get_model_config(architecture)
+    for architecture, config in _known():
         vision = config["vision_cfg"]
         if (vision["width"], vision["layers"]) == (width, layers):
             found.append((architecture, config))
@@ -169,6 +166,22 @@ def _architecture(tensors: Mapping[str, Tensor], name: str) -> tuple[str, dict[s
         log.info("'%s' is a %s made for %d pixels", name, architecture, size)
         config["vision_cfg"]["image_size"] = size
     return architecture, config
+
+
+def _known() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every tower that can be built, with a configuration that the caller may change."""
+    import open_clip
+
+    for architecture in ARCHITECTURES:
+        yield architecture, open_clip.get_model_config(architecture)
+    vision = {
+        "image_size": MINIATURE.size,
+        "layers": MINIATURE.layers,
+        "width": MINIATURE.hidden,
+        "head_width": 32,
+        "patch_size": MINIATURE.patch,
+    }
+    yield MINIATURE.name, {"embed_dim": MINIATURE.pooled, "vision_cfg": vision}
 
 
 def _instead(tensors: Mapping[str, Tensor]) -> str:

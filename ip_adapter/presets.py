@@ -2,7 +2,8 @@
 
 Layers are grouped by the spatial transformer they belong to, and transformers are numbered ``t`` in
 the order in which the UNet runs them (`layers.transformers`). What a preset does at each ``t`` is a
-row of a table; SD 2.x has the plan of SD 1.5, Kolors that of SDXL.
+row of a table; SD 2.x has the plan of SD 1.5, Kolors that of SDXL. Curves and factors for input,
+middle or output blocks exist for every plan; where style and layout are is known of these two only.
 
 Source: InstantStyle (arXiv 2404.02733) found in SDXL that ``up_blocks.0.attentions.1`` carries
 style and ``down_blocks.2.attentions.1`` spatial layout: t = 6 and t = 3 here. SD 1.5 has no single
@@ -85,22 +86,26 @@ _CURVES: dict[str, Callable[[float], float]] = {
 """Factor by ``x = t / count``, which starts at 0 and never reaches 1."""
 
 
-def _curves(count: int) -> _Table:
-    """The rows of `_CURVES` for a plan of so many transformers."""
-    return {
+def _general(count: int, middle: int) -> _Table:
+    """The rows that every plan has: `_CURVES`, and those by input, middle and output blocks."""
+    inputs, outputs = range(middle), range(middle + 1, count)
+    curves = {
         name: tuple(_Row((t,), factor(t / count)) for t in range(count))
         for name, factor in _CURVES.items()
+    }
+    return {
+        **curves,
+        "weak input": (_Row(inputs, 0.2), _Row(range(middle, count))),
+        "weak middle": (_Row((*inputs, *outputs)), _Row((middle,), 0.2)),
+        "weak output": (_Row(range(middle + 1)), _Row(outputs, 0.2)),
+        "strong middle": (_Row((*inputs, *outputs), 0.2), _Row((middle,))),
     }
 
 
 _SD_STYLE = (*range(4), *range(9, 16))  # between them: layout 4, 5, and 6 to 8, which carry both
 
 _SD_TABLE: _Table = {
-    **_curves(16),
-    "weak input": (_Row(range(6), 0.2), _Row(range(6, 16))),
-    "weak middle": (_Row((*range(6), *range(7, 16))), _Row((6,), 0.2)),
-    "weak output": (_Row(range(7)), _Row(range(7, 16), 0.2)),
-    "strong middle": (_Row((*range(6), *range(7, 16)), 0.2), _Row((6,))),
+    **_general(16, middle=6),
     "style transfer": (_Row(_SD_STYLE),),
     "composition": (_Row((4,), 0.25), _Row((5,))),
     "strong style transfer": (_Row((*range(4), *range(6, 16))),),
@@ -128,11 +133,7 @@ _SD_TABLE: _Table = {
 """t = 0 to 5 are the input blocks, 6 the middle, 7 to 15 the output blocks."""
 
 _SDXL_TABLE: _Table = {
-    **_curves(11),
-    "weak input": (_Row(range(4), 0.2), _Row(range(4, 11))),
-    "weak middle": (_Row((*range(4), *range(5, 11))), _Row((4,), 0.2)),
-    "weak output": (_Row(range(5)), _Row(range(5, 11), 0.2)),
-    "strong middle": (_Row((*range(4), *range(5, 11)), 0.2), _Row((4,))),
+    **_general(11, middle=4),
     "style transfer": (_Row((6,)),),
     "composition": (_Row((3,)),),
     "strong style transfer": (_Row((*range(3), *range(4, 11))),),
@@ -150,8 +151,8 @@ _SDXL_TABLE: _Table = {
 }
 """t = 0 to 3 are the input blocks, 4 the middle, 5 to 10 the output blocks."""
 
-_TABLES = {16: _SD_TABLE, 11: _SDXL_TABLE}
-"""By the number of transformers of the plan."""
+_TABLES: Mapping[int, _Table] = {16: _SD_TABLE, 11: _SDXL_TABLE, 7: _general(7, middle=2)}
+"""By the number of transformers of the plan; 7 is the miniature's."""
 
 
 def layer_weights(
@@ -180,13 +181,20 @@ def layer_weights(
         Absolute weights; no entry for layers that the preset leaves out.
 
     Raises:
-        InfluenceError: There is no such preset, or a weight is no finite number.
+        InfluenceError: There is no such preset, or none for this family: where its UNet carries
+            style and layout is not known; or a weight is no finite number.
     """
     places = transformers(family)
     table = _TABLES[len(places)]
-    if preset not in table:
+    if preset not in PRESETS:
         raise InfluenceError(
             f"There is no preset '{preset}'; needed is one of: {', '.join(PRESETS)}."
+        )
+    if preset not in table:
+        raise InfluenceError(
+            f"The preset '{preset}' needs to know which layers carry style and layout, which is "
+            f"not known for {family.name}. Choose one of: {', '.join(table)}; or give weights of "
+            f"its transformers 0 to {len(places) - 1}, such as '0:0.5, 3:1'."
         )
     boosts = (composition, style_boost, composition_boost)
     given = (weight, *(weight if boost is None else boost for boost in boosts))

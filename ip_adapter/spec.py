@@ -86,7 +86,7 @@ class PatchProjection:
     Attributes:
         features: Width of the patch features, and inside.
         width: Width of the image tokens.
-        tokens: One per patch and one for the class: 257.
+        tokens: One per patch and one for the class: 257 for ViT-H.
     """
 
     features: int

@@ -12,8 +12,9 @@ from ip_adapter import catalogue as published
 from ip_adapter import detection, names
 from ip_adapter.adapter import IPAdapter
 from ip_adapter.detection import Clues
+from ip_adapter.encoders import MINIATURE as MINIATURE_CLIP
 from ip_adapter.errors import CheckpointError, IncompatibleModelError, IPAdapterError
-from ip_adapter.layers import KOLORS, SD15, SDXL
+from ip_adapter.layers import KOLORS, MINIATURE, SD15, SDXL
 from ip_adapter.spec import AdapterSpec, FacePerceiverProjection
 from tests.synthetic import catalogue
 from tests.synthetic.catalogue import ROWS
@@ -258,3 +259,39 @@ def test_a_face_vector_of_another_width_is_refused() -> None:
     shapes["image_proj.proj.0.weight"] = (1024, 768)
     with pytest.raises(CheckpointError, match=r"vectors of width 768.*512"):
         detection.identify(shapes, "faceid.bin")
+
+
+MINIATURE_PROJECTIONS = {
+    # layout: tokens, the projection
+    "global": (4, catalogue.global_projection(128, 128)),
+    "plus": (16, catalogue.resampler(128, 128, 2, 128, tokens=16, depth=2)),
+    "full": (65, catalogue.patch_projection(128, 128)),
+}
+
+
+def miniature(layout: str) -> dict[str, tuple[int, ...]]:
+    """An adapter for the project's own family: seven layers of width 64, context 128."""
+    key_values = catalogue.key_values((64,) * 7, 128)
+    shapes = {f"image_proj.{key}": shape for key, shape in MINIATURE_PROJECTIONS[layout][1].items()}
+    return shapes | {f"ip_adapter.{key}": shape for key, shape in key_values.items()}
+
+
+@pytest.mark.parametrize("layout", MINIATURE_PROJECTIONS)
+def test_an_adapter_for_the_miniature_is_told_by_its_tensors(layout: str) -> None:
+    spec = detection.identify(miniature(layout), "adapter.safetensors")
+    assert (spec.family, spec.widths) == (MINIATURE, (64,) * 7)
+    assert (spec.variant, spec.evidence, spec.alternatives) == (layout, "tensors", ())
+    assert spec.encoder is MINIATURE_CLIP and spec.encoder_name == "Miniature CLIP"
+    tokens = MINIATURE_PROJECTIONS[layout][0]
+    assert spec.projection.tokens == tokens
+    assert spec.summary() == f"{layout} for Miniature, {tokens} tokens, needs Miniature CLIP"
+    module = IPAdapter(spec, nn, device="meta")
+    needed = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    assert needed == miniature(layout)
+
+
+def test_the_miniature_is_not_offered_to_users() -> None:
+    shapes = {k: s for k, s in miniature("global").items() if not k.startswith("ip_adapter.13")}
+    with pytest.raises(IncompatibleModelError, match=r"6 cross-attention layers") as caught:
+        detection.identify(shapes, "adapter.safetensors")
+    assert "IP-Adapters for SD 1.5, SD 2.x, SDXL, Kolors." in str(caught.value)

@@ -82,6 +82,52 @@ def test_published_towers_are_recognised_in_open_clip_names(name: str, prefix: s
     assert locate(prefix + key for key in shapes) == Location("open_clip", f"{prefix}visual.")
 
 
+@pytest.fixture(scope="module")
+def miniature() -> Shapes:
+    """The whole CLIP of the project's own family as open_clip names it."""
+    import open_clip
+
+    with torch.device("meta"):
+        model = open_clip.CLIP(
+            embed_dim=128,
+            vision_cfg={
+                "image_size": 64,
+                "layers": 4,
+                "width": 128,
+                "head_width": 32,
+                "patch_size": 8,
+            },
+            text_cfg={
+                "context_length": 77,
+                "vocab_size": 40,
+                "width": 128,
+                "heads": 4,
+                "layers": 3,
+            },
+        )
+    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+
+
+def test_the_miniature_is_recognised_in_both_namings(miniature: Shapes) -> None:
+    assert recognise(miniature) is encoders.MINIATURE
+    renamed = hugging_face(128, 128, 4, 65, 8)
+    assert recognise(renamed) is encoders.MINIATURE
+    found = encoders.MINIATURE
+    assert (found.name, found.tokens, found.size, found.patch) == ("Miniature CLIP", 65, 64, 8)
+    assert (found.feature_width("pooled"), found.feature_width("hidden")) == (128, 128)
+
+
+def test_its_text_half_alone_is_no_tower(miniature: Shapes) -> None:
+    text = {key: shape for key, shape in miniature.items() if not key.startswith("visual.")}
+    assert len(text) > 30 and recognise(text) is None
+
+
+def test_users_are_told_of_published_towers_only() -> None:
+    assert {encoder.name for encoder in encoders.PUBLIC} == GEOMETRIES.keys()
+    assert all(encoder.link and encoder.file for encoder in encoders.PUBLIC)
+    assert set(encoders.ENCODERS) - set(encoders.PUBLIC) == {encoders.MINIATURE}
+
+
 @pytest.mark.parametrize("name", GEOMETRIES)
 @pytest.mark.parametrize("prefix", ["model.", "state_dict.clip."])
 def test_wrappers_and_a_text_half_do_not_matter(name: str, prefix: str) -> None:
@@ -194,14 +240,16 @@ def test_other_files_are_no_tower(shapes: Shapes) -> None:
         (1664, 1280, encoders.VIT_BIGG),
         (1024, 768, encoders.VIT_L),
         (1152, None, encoders.SIGLIP_384),
+        (128, 128, encoders.MINIATURE),
     ],
 )
 def test_widths_alone_name_the_common_tower(
     hidden: int, pooled: int | None, encoder: Encoder
 ) -> None:
     assert encoder_of(hidden, pooled) is encoder
-    swapped = encoder_of(pooled or 1, hidden)
-    assert swapped not in encoders.ENCODERS
+    if pooled != hidden:
+        swapped = encoder_of(pooled or 1, hidden)
+        assert swapped not in encoders.ENCODERS
 
 
 @pytest.mark.parametrize(
@@ -226,6 +274,7 @@ def test_feature_widths(encoder: Encoder, kind: FeatureKind, width: int | None) 
         (encoders.VIT_L_336, 577, 1025),
         (encoders.SIGLIP_384, 729, 1024),
         (encoders.SIGLIP_512, 1024, 784),
+        (encoders.MINIATURE, 65, 3137),
         (replace(encoders.VIT_H, size=0), 1, 1025),
     ],
 )

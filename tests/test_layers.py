@@ -30,6 +30,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "SDXL": SDXL,
     "Kolors": SDXL,
+    "Miniature": {  # 64 channels at both levels, one block each
+        "block_out_channels": (64, 64),
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 128,
+    },
 }
 WIDTHS = {
     "SD 1.5": SD15_WIDTHS,
@@ -37,6 +45,7 @@ WIDTHS = {
     # four of 640, then fifty, six of 640, and the ten of the middle block
     "SDXL": (640,) * 4 + (1280,) * 50 + (640,) * 6 + (1280,) * 10,
     "Kolors": (640,) * 4 + (1280,) * 50 + (640,) * 6 + (1280,) * 10,
+    "Miniature": (64,) * 7,
 }
 
 SD_ORDER = ((1,), (3,), (5,), (7,), (9,), (11,), (31,), (13,), (15,), (17,), (19,), (21,), (23,),
@@ -54,6 +63,7 @@ SDXL_ORDER = (
     (113, 115),
     (117, 119),
 )
+MINIATURE_ORDER = ((1,), (3,), (13,), (5,), (7,), (9,), (11,))
 
 
 @pytest.mark.parametrize("family", layers.FAMILIES, ids=lambda family: family.name)
@@ -81,8 +91,13 @@ def test_addresses_are_unique() -> None:
 
 @pytest.mark.parametrize("family", layers.FAMILIES, ids=lambda family: family.name)
 def test_transformers_are_in_the_order_in_which_they_run(family: layers.Family) -> None:
-    expected = SDXL_ORDER if family.name in ("SDXL", "Kolors") else SD_ORDER
-    assert layers.transformers(family) == expected
+    orders = {"SDXL": SDXL_ORDER, "Kolors": SDXL_ORDER, "Miniature": MINIATURE_ORDER}
+    assert layers.transformers(family) == orders.get(family.name, SD_ORDER)
+
+
+def test_users_are_told_of_published_families_only() -> None:
+    assert [family.name for family in layers.PUBLIC] == ["SD 1.5", "SD 2.x", "SDXL", "Kolors"]
+    assert set(layers.FAMILIES) - set(layers.PUBLIC) == {layers.MINIATURE}
 
 
 def test_families_are_named_from_their_signature() -> None:
@@ -91,4 +106,5 @@ def test_families_are_named_from_their_signature() -> None:
     assert layers.find_families(2048, 69) == ()
     assert layers.family_name(2048, 70) == "SDXL or Kolors"
     assert layers.family_name(1024, 16) == "SD 2.x"
+    assert layers.find_families(128, 7) == (layers.MINIATURE,)
     assert layers.family_name(5, 7) == "an unknown family (7 cross-attention layers, context 5)"

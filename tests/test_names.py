@@ -264,6 +264,33 @@ def test_layers_of_an_unknown_unet_are_refused() -> None:
     with pytest.raises(IncompatibleModelError, match=r"in 15 transformer blocks.*SD 1.5 16"):
         canonical(dump, "mine")
 
+    with pytest.raises(IncompatibleModelError) as caught:
+        canonical(dump, "mine")
+    assert "Miniature" not in str(caught.value)
+
+
+def test_a_dump_of_the_miniature_is_numbered() -> None:
+    """Seven layers of one UNet with two levels: down, up, middle."""
+    blocks = [
+        "down_blocks.0.attentions.0",
+        "down_blocks.1.attentions.0",
+        "up_blocks.0.attentions.0",
+        "up_blocks.0.attentions.1",
+        "up_blocks.1.attentions.0",
+        "up_blocks.1.attentions.1",
+        "mid_block.attentions.0",
+    ]
+    published = adapters.base_sd15((64,) * 7, features=128, context=128)
+    dump: Tensors = {}
+    for key, tensor in published.items():
+        if key.startswith("ip_adapter."):
+            _, number, rest = key.split(".", 2)
+            place = f"{blocks[int(number) // 2]}.transformer_blocks.0.attn2.processor"
+            dump[f"unet.{place}.{rest}"] = tensor
+        else:
+            dump["image_proj_model." + key.removeprefix("image_proj.")] = tensor
+    assert_same(canonical(dump, "mine"), published)
+
 
 def test_two_adapters_are_refused() -> None:
     dump = placed(BASE)

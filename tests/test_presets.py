@@ -12,15 +12,21 @@ from hypothesis import strategies as st
 
 from ip_adapter import layers, presets
 from ip_adapter.errors import InfluenceError
-from ip_adapter.layers import KOLORS, SD2, SD15, SDXL
+from ip_adapter.layers import KOLORS, MINIATURE, SD2, SD15, SDXL
 
 SD_ORDER: list[Any] = [(n,) for n in (1, 3, 5, 7, 9, 11, 31, *range(13, 30, 2))]
 SDXL_ORDER: list[Any] = [
     (1, 3), (5, 7), range(9, 29, 2), range(29, 49, 2), range(121, 141, 2), range(49, 69, 2),
     range(69, 89, 2), range(89, 109, 2), (109, 111), (113, 115), (117, 119),
 ]  # fmt: skip
-ORDER = {"SD 1.5": SD_ORDER, "SD 2.x": SD_ORDER, "SDXL": SDXL_ORDER, "Kolors": SDXL_ORDER}
-MIDDLE = {16: 6, 11: 4}
+ORDER = {
+    "SD 1.5": SD_ORDER,
+    "SD 2.x": SD_ORDER,
+    "SDXL": SDXL_ORDER,
+    "Kolors": SDXL_ORDER,
+    "Miniature": [(n,) for n in (1, 3, 13, 5, 7, 9, 11)],
+}
+MIDDLE = {16: 6, 11: 4, 7: 2}
 
 
 def is_input(t: int, count: int) -> bool:
@@ -85,7 +91,7 @@ def sd_map(name: str, t: int, w: float, wc: float, sb: float, cb: float) -> floa
 
 
 def opposed_at(name: str, count: int) -> set[int]:
-    composition = {16: {4, 5}, 11: {3}}[count]
+    composition = {16: {4, 5}, 11: {3}, 7: set[int]()}[count]
     if name == "style transfer precise":
         return composition
     return set(range(count)) - composition if name == "composition precise" else set()
@@ -100,8 +106,16 @@ AMOUNTS: list[tuple[float, dict[str, float]]] = [
 
 
 @pytest.mark.parametrize("amounts", AMOUNTS, ids=str)
-@pytest.mark.parametrize("family", layers.FAMILIES, ids=lambda family: family.name)
-@pytest.mark.parametrize("preset", presets.PRESETS)
+@pytest.mark.parametrize(
+    ("preset", "family"),
+    [
+        (preset, family)
+        for family in layers.FAMILIES
+        for preset in presets.PRESETS
+        if family in layers.PUBLIC or preset in LINEAR
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_presets_follow_their_formulas(
     preset: presets.Preset, family: layers.Family, amounts: tuple[float, dict[str, float]]
 ) -> None:
@@ -135,9 +149,20 @@ def test_there_are_sixteen_presets_and_linear_is_the_plain_weight() -> None:
         assert found.weights == {layer.index: 0.7 for layer in family.layers}
 
 
+@pytest.mark.parametrize("preset", [name for name in presets.PRESETS if name not in LINEAR])
+def test_style_and_layout_are_not_invented(preset: presets.Preset) -> None:
+    """Nobody found out which layers of the miniature carry them."""
+    with pytest.raises(InfluenceError) as caught:
+        presets.layer_weights(preset, MINIATURE)
+    message = str(caught.value)
+    assert f"'{preset}'" in message and "not known for Miniature" in message
+    assert f"Choose one of: {', '.join(LINEAR)}; or" in message and "0 to 6" in message
+
+
 def test_the_middle_block_is_served() -> None:
     assert presets.layer_weights("weak middle", SD15).weights[31] == 0.2
     assert presets.layer_weights("weak middle", SDXL).weights[139] == 0.2
+    assert presets.layer_weights("weak middle", MINIATURE).weights[13] == 0.2
 
 
 def test_unknown_presets_and_weights_are_refused() -> None:
@@ -147,6 +172,8 @@ def test_unknown_presets_and_weights_are_refused() -> None:
         presets.layer_weights("linear", SD15, math.nan)
     with pytest.raises(InfluenceError, match="The style boost is inf"):
         presets.layer_weights("linear", SD15, style_boost=math.inf)
+    with pytest.raises(InfluenceError, match="no preset 'easy'"):
+        presets.layer_weights("easy", MINIATURE)  # type: ignore[arg-type]
 
 
 def test_parse_reads_pairs_and_ranges() -> None:
@@ -198,8 +225,9 @@ families = st.sampled_from(layers.FAMILIES)
 def test_parse_of_written_weights(
     family: layers.Family, by_place: dict[int, float], weight: float
 ) -> None:
-    text = ",".join(f"{t}:{factor!r}" for t, factor in by_place.items())
     order = ORDER[family.name]
+    by_place = {t % len(order): factor for t, factor in by_place.items()}
+    text = ",".join(f"{t}:{factor!r}" for t, factor in by_place.items())
     expected = {n: factor * weight for t, factor in by_place.items() for n in order[t]}
     assert presets.parse(text, family, weight).weights == expected
 
@@ -232,6 +260,8 @@ def test_scales_of_whole_halves() -> None:
     found = presets.from_scales({"down": 0.5, "mid": (2,)}, SD15).weights
     assert found == {n: 0.5 for n in range(1, 12, 2)} | {31: 2.0}
     assert presets.from_scales(3, SD15).weights == {n: 3.0 for n in range(1, 32, 2)}
+    scales = {"down": {"block_1": 0.5}, "up": {"block_0": [1.0, 2.0]}, "mid": 3.0}
+    assert presets.from_scales(scales, MINIATURE).weights == {3: 0.5, 5: 1.0, 7: 2.0, 13: 3.0}
 
 
 @pytest.mark.parametrize(

@@ -396,7 +396,7 @@ def _download(row: Published) -> str:
 
 def _download_encoder(encoder: Encoder | None) -> str:
     place = installed.places(folders.ENCODERS)[0]
-    if encoder is None:
+    if encoder is None or not encoder.link:
         return f"Put the encoder that it was trained with into {place}."
     return (
         f"Download its model file from {encoder.link} into {place}; any name will do, "

@@ -210,7 +210,7 @@ def _load_hugging_face(tensors: Tensors, place: Location, encoder: Encoder, name
             f"{str(error).splitlines()[-1].strip()} Download it again."
         ) from error
     if vision is None:
-        known = ", ".join(row.name for row in ENCODERS)
+        known = ", ".join(row.name for row in encoders.PUBLIC)
         raise CheckpointError(
             f"'{name}' is {encoder.name} and {encoder.layers} layers, which this ComfyUI cannot "
             f"run; adapters need one of {known}. Get the encoder that the adapter names."

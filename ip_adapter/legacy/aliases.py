@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import retouch
 from ..attention import Scaling
-from ..encoders import ENCODERS
+from ..encoders import PUBLIC
 from ..errors import IncompatibleModelError
 from ..faces import Pick
 from ..host import adapters, encoding, faces
@@ -45,7 +45,7 @@ SCALINGS: dict[Kind, Scaling] = {
 FACE_SIDE = 256
 """Side of the aligned crop of a face in pixels, then for every adapter."""
 
-_POSITIONS = {encoder.tokens for encoder in ENCODERS}
+_POSITIONS = {encoder.tokens for encoder in PUBLIC}
 """Tokens that encoders make of a picture."""
 
 _CATEGORY = "ipadapter"

@@ -30,7 +30,7 @@ from .recipe import Recipe, feature_width, projection_of
 FACE_WIDTH = 512
 """Width of the face vectors of every published FaceID adapter."""
 
-PIXELS = {"SD 1.5": 512, "SD 2.x": 512, "SDXL": 1024, "Kolors": 1024}
+PIXELS = {"SD 1.5": 512, "SD 2.x": 512, "SDXL": 1024, "Kolors": 1024, "Miniature": 64}
 """Side of the pictures that each family is trained with."""
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
