@@ -7,7 +7,7 @@ PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint format types unit parity host browser hosts workflows screenshots clean
+.PHONY: help setup demo test lint format types unit parity host browser hosts workflows screenshots miniature clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -55,6 +55,9 @@ workflows: setup ## write workflows/ anew
 
 screenshots: setup ## take the pictures of the documentation
 	$(VENV) -m scripts.screenshots
+
+miniature: setup ## slow: train the parts of the miniature that are not there; all take over an hour
+	$(VENV) -m miniature
 
 clean: ## remove caches and the demo's output; .venv and .host stay
 	rm -rf demo test-artifacts htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .host/base

@@ -55,6 +55,12 @@ PLACES: dict[str, tuple[float, float]] = {
 RADIUS = 14.0
 """Of a shape in pixels, give or take."""
 
+PERIOD = 8.0
+"""Of the textures in pixels: a cell of the VAE's grid, so that a VAE this small can keep them."""
+
+LINE = 3.0
+"""Width of the line around a shape in the fine-tune's style, in pixels."""
+
 LOOK = ("texture", "colour", "ground")
 """The attributes of how things look; the others say what is where."""
 
@@ -161,9 +167,19 @@ def some_names(rng: random.Random, keep: float = 0.6) -> tuple[str, ...]:
     return tuple(name for name in NAMED if rng.random() < keep)
 
 
-def render(scenes: Sequence[Scene]) -> Tensor:
-    """Paint scenes: ``[N, 3, 64, 64]`` in 0..1, with smooth edges."""
-    return torch.stack([_paint(scene) for scene in scenes])
+def render(scenes: Sequence[Scene], *, outlined: bool = False) -> Tensor:
+    """Paint scenes: ``[N, 3, 64, 64]`` in 0..1, with smooth edges.
+
+    Args:
+        scenes: What to paint.
+        outlined: Draw a dark line around each shape, which is the style of the fine-tuned base.
+    """
+    return torch.stack([_paint(scene, outlined) for scene in scenes])
+
+
+def outlines(scenes: Sequence[Scene]) -> Tensor:
+    """White shapes on black, ``[N, 3, 64, 64]``: what the ControlNet reads."""
+    return torch.stack([coverage(scene).expand(3, SIZE, SIZE) for scene in scenes])
 
 
 _STEPS = torch.arange(SIZE, dtype=torch.float32) - (SIZE - 1) / 2
@@ -176,6 +192,15 @@ def coverage(scene: Scene) -> Tensor:
     x = _X - x0 - scene.shift[0]
     y = _Y - y0 - scene.shift[1]
     return (0.5 - _distance(scene.shape, x, y, RADIUS * scene.scale)).clamp(0, 1)
+
+
+def line(scene: Scene) -> Tensor:
+    """How much of each pixel the outline of the fine-tune's style covers, ``[64, 64]`` in 0..1."""
+    x0, y0 = PLACES[scene.place]
+    x = _X - x0 - scene.shift[0]
+    y = _Y - y0 - scene.shift[1]
+    away = _distance(scene.shape, x, y, RADIUS * scene.scale)
+    return (LINE / 2 + 0.5 - (away - LINE / 2).abs()).clamp(0, 1)
 
 
 def _distance(shape: str, x: Tensor, y: Tensor, radius: float) -> Tensor:
@@ -201,31 +226,34 @@ def _distance(shape: str, x: Tensor, y: Tensor, radius: float) -> Tensor:
     raise ValueError(f"There is no shape {shape!r}; there are {', '.join(SHAPES)}.")
 
 
-def _pattern(texture: str) -> Tensor:
+def pattern(texture: str) -> Tensor:
     """Brightness of a texture, ``[64, 64]``."""
     match texture:
         case "plain":
             return torch.ones(SIZE, SIZE)
         case "striped":
-            bright = ((_X + _Y) / 1.4142 % 6.0) < 3.0
+            bright = (_X + _Y) % PERIOD < PERIOD / 2
         case "checked":
-            bright = ((_X // 4) + (_Y // 4)) % 2 == 0
+            bright = (_X // (PERIOD / 2) + _Y // (PERIOD / 2)) % 2 == 0
         case "dotted":
-            dx, dy = _X % 6.0 - 3.0, _Y % 6.0 - 3.0
-            bright = dx * dx + dy * dy > 3.2
+            dx, dy = _X % PERIOD - PERIOD / 2, _Y % PERIOD - PERIOD / 2
+            bright = dx * dx + dy * dy > 2.6**2
         case _:
             raise ValueError(f"There is no texture {texture!r}; there are {', '.join(TEXTURES)}.")
     return torch.where(bright, 1.0, 0.35)
 
 
-def _paint(scene: Scene) -> Tensor:
+def _paint(scene: Scene, outlined: bool) -> Tensor:
     ground = torch.tensor(GROUNDS[scene.ground]).view(3, 1, 1).expand(3, SIZE, SIZE).clone()
     corners = ((0, 0), (0, SIZE - MARK), (SIZE - MARK, SIZE - MARK), (SIZE - MARK, 0))
     for (top, left), mark in zip(corners, scene.marks, strict=True):
         ground[:, top : top + MARK, left : left + MARK] = torch.tensor(MARKS[mark]).view(3, 1, 1)
-    colour = torch.tensor(COLOURS[scene.colour]).view(3, 1, 1) * _pattern(scene.texture)
+    colour = torch.tensor(COLOURS[scene.colour]).view(3, 1, 1) * pattern(scene.texture)
     inside = coverage(scene)
-    return ground * (1 - inside) + colour * inside
+    picture = ground * (1 - inside) + colour * inside
+    if outlined:
+        picture = picture * (1 - line(scene))
+    return picture
 
 
 def same(one: Scene, other: Scene) -> dict[str, bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,9 @@ FILES = sorted(LIBRARY.glob("*.py"))
 HOST_FILES = sorted((LIBRARY / "host").glob("*.py"))
 ACTIVITY_FILES = sorted([*(LIBRARY / "train").glob("*.py"), *(LIBRARY / "evaluate").glob("*.py")])
 NODE_FILES = sorted([*(LIBRARY / "nodes").glob("*.py"), *(LIBRARY / "legacy").glob("*.py")])
+MINIATURE = ROOT / "miniature"
+MINIATURE_FILES = sorted(MINIATURE.glob("*.py"))
+PACK_FILES = sorted([*LIBRARY.rglob("*.py"), ROOT / "nodes.py", ROOT / "__init__.py"])
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
@@ -85,6 +89,64 @@ def test_files_are_short_documented_and_quiet(path: Path) -> None:
     assert not any(isinstance(call, ast.Name) and call.id == "print" for call in calls)
     if path.parent == LIBRARY:
         assert not re.search(r"no_grad|inference_mode|\.cuda\(", source)
+
+
+def outside(path: Path) -> set[str]:
+    """Top names of what a file of the miniature imports from elsewhere, anywhere in it."""
+    return {module.split(".")[0] for level, module in imports(path) if not level}
+
+
+@pytest.mark.parametrize("path", PACK_FILES, ids=lambda path: f"{path.parent.name}.{path.stem}")
+def test_the_pack_does_not_know_the_miniature(path: Path) -> None:
+    """It is a model like others; `layers` and `encoders` list what they must, in their words."""
+    assert not any("miniature" in module.split(".") for _, module in imports(path))
+
+
+@pytest.mark.parametrize("path", MINIATURE_FILES, ids=lambda path: f"miniature.{path.stem}")
+def test_the_miniature_uses_the_pack_but_for_its_nodes(path: Path) -> None:
+    """Relatively its own files only, for the host loads the folder under another name."""
+    own = {file.stem for file in MINIATURE_FILES}
+    for level, module in imports(path):
+        assert not {"nodes", "legacy"} & set(module.split(".")), module
+        assert level <= 1 and (not level or module.split(".")[0] in own), module
+    assert not outside(path) & {"miniature", "tests", "scripts", "nodes", "diffusers"}
+
+
+@pytest.mark.parametrize("name", ["family", "progress", "reader", "words", "world"])
+def test_the_world_of_the_miniature_stands_alone(name: str) -> None:
+    assert not outside(MINIATURE / f"{name}.py") & {"ip_adapter", "comfy", "folder_paths"}
+
+
+def test_the_miniature_as_a_pack_needs_no_other_pack() -> None:
+    """The host may load it before this pack, or without it."""
+    seen, todo = set[str](), ["__init__"]
+    while todo:
+        seen.add(name := todo.pop())
+        found = list(imports(MINIATURE / f"{name}.py"))
+        todo += [module for level, module in found if level and module not in seen]
+    assert {"pack", "host", "family", "words", "world"} <= seen
+    assert not any("ip_adapter" in outside(MINIATURE / f"{name}.py") for name in seen)
+
+
+def test_the_miniature_imports_in_no_circle() -> None:
+    """But for types: those are imported for the checker alone."""
+    graph: dict[str, set[str]] = {}
+    for path in MINIATURE_FILES:
+        source = re.sub(r"\nif TYPE_CHECKING:\n(    .*\n)+", "\n", path.read_text())
+        graph[path.stem] = {
+            name.name.split(".")[0] if node.module is None else node.module.split(".")[0]
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.ImportFrom) and node.level
+            for name in node.names
+        }
+    assert len(tuple(TopologicalSorter(graph).static_order())) == len(graph)
+
+
+@pytest.mark.parametrize("path", MINIATURE_FILES, ids=lambda path: f"miniature.{path.stem}")
+def test_the_miniature_s_files_are_short_and_documented(path: Path) -> None:
+    source = path.read_text()
+    assert ast.get_docstring(ast.parse(source)), "no module docstring"
+    assert len(source.splitlines()) <= 450
 
 
 def test_importing_the_pack_imports_nothing_heavy() -> None:

@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 
 DOCS = ROOT / "web" / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
 FACE_PAGES = ("LoadFaceModel", "DetectFace", "EncodeFace", "FaceLoRA", "AutoLoader")
 LINK = re.compile(r"\[[^\]]*\]\(([^)]*)\)")
 
@@ -100,7 +101,7 @@ def test_the_alternative_is_as_free_as_the_pages_say() -> None:
         assert {row.licence for row in found} == {"Apache-2.0"}
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*PAGES, *GUIDES], ids=lambda path: path.stem)
 def test_links_lead_somewhere(path: Path) -> None:
     for link in LINK.findall(path.read_text(encoding="utf-8")):
         if not link.startswith("https://"):

@@ -33,6 +33,59 @@ def test_shapes_have_their_area_and_place(shape: str) -> None:
     assert x == pytest.approx(-13.0, abs=0.1)
 
 
+def area(shape: str, radius: float, more: float) -> float:
+    """Of a shape whose every edge is moved outwards, both edges of a ring."""
+    match shape:
+        case "circle":
+            return math.pi * (radius + more) ** 2
+        case "square":
+            return (2 * (0.86 * radius + more)) ** 2
+        case "ring":
+            outer, inner = 1.03 * radius + more, 0.47 * radius - more
+            return math.pi * (outer**2 - inner**2)
+        case "cross":
+            arm, length = 2 * (0.33 * radius + more), 2 * (radius + more)
+            return 2 * arm * length - arm**2
+        case "diamond":
+            return 2 * (1.15 * radius + more / 0.707) ** 2
+    height = 1.8 * radius + 3 * more  # the top of a triangle with these sides goes up by twice
+    return height * 0.5 * height / 0.866
+
+
+@pytest.mark.parametrize("shape", world.SHAPES)
+def test_a_line_lies_around_the_shape_three_pixels_wide(shape: str) -> None:
+    scene = replace(SCENE, shape=shape)
+    radius = world.RADIUS
+    expected = area(shape, radius, 3.0) - area(shape, radius, 0.0)
+    line, inside = world.line(scene), world.coverage(scene)
+    assert float(line.sum()) == pytest.approx(expected, rel=0.03)
+    assert line.min() >= 0 and line.max() == 1
+    assert not line[inside == 1].any(), "within the shape"
+
+
+@pytest.mark.parametrize("shape", world.SHAPES)
+def test_the_style_of_the_fine_tune_is_a_black_line_and_nothing_else(shape: str) -> None:
+    scene = replace(SCENE, shape=shape, texture="striped", place="top", shift=(1.5, -2.0))
+    (plain,), (outlined,) = world.render([scene]), world.render([scene], outlined=True)
+    line = world.line(scene)
+    assert not outlined[:, line == 1].any() and (line == 1).sum() > 100
+    assert torch.equal(outlined[:, line == 0], plain[:, line == 0])
+    assert bool((outlined <= plain).all())
+
+
+def test_hints_are_white_shapes_on_black_whatever_the_look() -> None:
+    others = [
+        replace(SCENE, colour=colour, ground=ground, texture=texture)
+        for colour, ground, texture in (("pink", "black", "dotted"), ("cyan", "mint", "striped"))
+    ]
+    hints = world.outlines([SCENE, *others, replace(SCENE, shape="square", place="left")])
+    assert hints.shape == (4, 3, 64, 64) and hints.min() == 0 and hints.max() == 1
+    assert torch.equal(hints[0], hints[1]) and torch.equal(hints[0], hints[2])
+    assert torch.equal(hints[:, 0], hints[:, 1]) and torch.equal(hints[:, 0], hints[:, 2])
+    assert float(hints[0, 0].sum()) == pytest.approx(math.pi * world.RADIUS**2, rel=0.03)
+    assert hints[3, 0, 32, 19] == 1 and hints[3, 0, 32, 45] == 0
+
+
 def test_colours_are_where_they_belong() -> None:
     (picture,) = world.render([SCENE])
     assert picture.shape == (3, 64, 64) and picture.min() >= 0 and picture.max() <= 1

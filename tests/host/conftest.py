@@ -151,3 +151,18 @@ def forwards(
 
     monkeypatch.setattr(run, "live", spy)
     return lambda: seen
+
+
+@pytest.fixture(scope="module")
+def registered(host: Any) -> Iterator[Any]:
+    """`miniature.host`; the host knows the miniature until the last test of the file."""
+    import comfy.clip_vision
+    import comfy.supported_models
+
+    from miniature import host as registration
+
+    known, load = list(comfy.supported_models.models), comfy.clip_vision.load_clipvision_from_sd
+    registration.register()
+    yield registration
+    comfy.supported_models.models[:] = known
+    comfy.clip_vision.load_clipvision_from_sd = load
