@@ -7,7 +7,7 @@ PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint format types unit parity host browser hosts workflows screenshots miniature clean
+.PHONY: help setup demo test lint format types unit parity host browser hosts workflows screenshots miniature evidence clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -15,7 +15,7 @@ help: ## list the targets
 setup: ## make .venv, fetch ComfyUI into .host unless there is one (COMFYUI_PATH)
 	@$(PYTHON) -m scripts.setup
 
-demo: setup ## run every workflow in a real ComfyUI; leaves demo/contact_sheet.png
+demo: setup ## what image prompts do, in a real ComfyUI; leaves demo/contact_sheet.png
 	@$(VENV) -m scripts.demo
 
 # Each part is a process of its own: the host tests import a whole ComfyUI, which the others must not see.
@@ -56,8 +56,11 @@ workflows: setup ## write workflows/ anew
 screenshots: setup ## take the pictures of the documentation
 	$(VENV) -m scripts.screenshots
 
-miniature: setup ## slow: train the parts of the miniature that are not there; all take over an hour
+miniature: setup ## slow: train the parts of the miniature that are not there; all take two hours
 	$(VENV) -m miniature
+
+evidence: setup ## slow: measure what the miniature does: docs/evidence.md with its pictures
+	OMP_NUM_THREADS=1 $(VENV) -m miniature.evidence
 
 clean: ## remove caches and the demo's output; .venv and .host stay
 	rm -rf demo test-artifacts htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .host/base

@@ -1,6 +1,6 @@
 """Train the miniature's adapters with the project's own trainer, as a user would train one.
 
-python -m miniature adapters
+python -m miniature global_0 plus_0 simple_0
 """
 
 from __future__ import annotations

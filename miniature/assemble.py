@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ip_adapter import files
+
 from . import clip, family
 
 Tensors = Mapping[str, Tensor]
@@ -44,14 +46,12 @@ def vae(path: Path = family.BASE) -> dict[str, Tensor]:
 
 def write(tensors: Tensors, path: Path) -> None:
     """Write tensors in half precision; single numbers stay exact."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     ready = {
         name: (tensor.half() if tensor.ndim else tensor.float()).contiguous()
         for name, tensor in tensors.items()
     }
-    part = path.with_suffix(".part")
-    save_file(ready, part, metadata={"format": "pt"})
-    part.replace(path)
+    with files.replacing(path) as partial:
+        save_file(ready, partial, metadata={"format": "pt"})
 
 
 def _part(path: Path, prefix: str) -> dict[str, Tensor]:

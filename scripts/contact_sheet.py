@@ -1,50 +1,74 @@
-"""Set pictures and captions on one labelled sheet."""
+"""Set small pictures in titled columns on one sheet, each pixel large enough to be seen."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-WIDTH, MARGIN, GAP = 1600, 64, 28
+SCALE = 3
+"""A picture's pixel is so many of the sheet's."""
+
+MARGIN, GAP, NUMBERS = 56, 26, 44
+"""Around the sheet; between pictures; for the numbers of the rows. All in pixels of the sheet."""
+
 PAPER, INK, GREY, RULE = "#f7f5f0", "#22252b", "#6d7178", "#d9d5cb"
+TITLE, HEADING, SMALL, LINE = 50, 27, 23, 33
+"""Sizes of letters, and the height of a line. Where the sheet is shown smaller, so are they."""
+
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One picture of the sheet.
+class Column:
+    """Pictures below one another that came about in the same way.
 
     Attributes:
-        image: The picture, any size and mode.
-        label: First line below it.
-        note: Second, fainter line.
+        heading: First line above them.
+        note: Second, fainter line above them.
+        pictures: From top to bottom.
+        figures: Fainter lines below them.
     """
 
-    image: Image.Image
-    label: str
-    note: str = ""
+    heading: str
+    note: str
+    pictures: Sequence[Image.Image]
+    figures: Sequence[str] = ()
+
+    @property
+    def width(self) -> int:
+        """In pixels of the sheet."""
+        return SCALE * max(picture.width for picture in self.pictures)
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with its rows of cells, so many to a row."""
+    """A heading with columns beside one another; their rows have numbers if there are several."""
 
     heading: str
-    cells: Sequence[Cell]
-    columns: int
+    columns: Sequence[Column]
 
     @property
-    def side(self) -> int:
-        """Width and height of a picture, in pixels."""
-        return (WIDTH - 2 * MARGIN - (self.columns - 1) * GAP) // self.columns
+    def width(self) -> int:
+        """In pixels of the sheet."""
+        return NUMBERS + sum(column.width + GAP for column in self.columns) - GAP
 
     @property
     def height(self) -> int:
-        """Height of heading and rows, in pixels."""
-        rows = -(-len(self.cells) // self.columns)
-        return 64 + rows * (self.side + 84)
+        """In pixels of the sheet."""
+        lines = max(len(column.figures) for column in self.columns)
+        return 164 + sum(height + GAP for height in self.rows) + LINE * lines + 20
+
+    @property
+    def rows(self) -> list[int]:
+        """Heights of the rows in pixels of the sheet."""
+        rows = range(max(len(column.pictures) for column in self.columns))
+        return [
+            SCALE * max(c.pictures[row].height for c in self.columns if row < len(c.pictures))
+            for row in rows
+        ]
 
 
 def draw_sheet(
@@ -55,24 +79,26 @@ def draw_sheet(
     Args:
         title: Large first line.
         subtitle: What the sheet shows, one line.
-        sections: From top to bottom; empty ones are left out.
-        footnote: Small text at the end, one line.
+        sections: From top to bottom.
+        footnote: Small text at the end, broken into lines.
 
     Returns:
-        An RGB picture, 1600 pixels wide.
+        An RGB picture, as wide as its widest section.
     """
-    shown = [section for section in sections if section.cells]
-    height = 190 + sum(section.height for section in shown) + 86
-    sheet = Image.new("RGB", (WIDTH, height), PAPER)
+    width = 2 * MARGIN + max(section.width for section in sections)
+    lines = textwrap.wrap(footnote, int((width - 2 * MARGIN) / (0.56 * SMALL)))
+    top = MARGIN + 150
+    height = top + sum(section.height for section in sections) + LINE * len(lines) + 24 + MARGIN
+    sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, 56), title, fill=INK, font=font(46, bold=True))
-    draw.text((MARGIN, 122), subtitle, fill=GREY, font=font(21))
-    top = 190
-    for section in shown:
+    draw.text((MARGIN, MARGIN - 8), title, fill=INK, font=font(TITLE, bold=True))
+    draw.text((MARGIN, MARGIN + 72), subtitle, fill=GREY, font=font(HEADING))
+    for section in sections:
         _draw_section(sheet, section, top)
         top += section.height
-    draw.line((MARGIN, top, WIDTH - MARGIN, top), fill=RULE, width=2)
-    draw.text((MARGIN, top + 24), footnote, fill=GREY, font=font(18))
+    _rule(draw, top, width)
+    for number, line in enumerate(lines):
+        draw.text((MARGIN, top + 24 + LINE * number), line, fill=GREY, font=font(SMALL))
     return sheet
 
 
@@ -86,30 +112,50 @@ def font(size: int, *, bold: bool = False) -> Font:
 
 def _draw_section(sheet: Image.Image, section: Section, top: int) -> None:
     draw = ImageDraw.Draw(sheet)
-    draw.line((MARGIN, top, WIDTH - MARGIN, top), fill=RULE, width=2)
-    draw.text((MARGIN, top + 18), section.heading, fill=INK, font=font(22, bold=True))
-    for index, cell in enumerate(section.cells):
-        row, column = divmod(index, section.columns)
-        x = MARGIN + column * (section.side + GAP)
-        y = top + 64 + row * (section.side + 84)
-        _paste(sheet, cell.image, x, y, section.side)
-        below = y + section.side + 12
-        for text, offset, fill, size in ((cell.label, 0, INK, 17), (cell.note, 25, GREY, 14)):
-            line = _fit(draw, text, font(size), section.side)
-            draw.text((x, below + offset), line, fill=fill, font=font(size))
+    _rule(draw, top, sheet.width)
+    draw.text((MARGIN, top + 20), section.heading, fill=INK, font=font(HEADING + 3, bold=True))
+    rows = section.rows
+    x = MARGIN + NUMBERS
+    for column in section.columns:
+        _lines(draw, x, top + 84, column.width, (column.heading,), INK, HEADING)
+        _lines(draw, x, top + 84 + LINE, column.width, (column.note,), GREY, SMALL)
+        y = top + 164
+        for height, picture in zip(rows, column.pictures, strict=False):
+            _paste(sheet, picture, x, y)
+            y += height + GAP
+        y = top + 164 + sum(rows) + GAP * len(rows)
+        _lines(draw, x, y - 12, column.width, column.figures, GREY, SMALL)
+        x += column.width + GAP
+    y = top + 164
+    for number, height in enumerate(rows if len(rows) > 1 else (), start=1):
+        draw.text((MARGIN, y + (height - HEADING) // 2), str(number), INK, font(HEADING))
+        y += height + GAP
 
 
-def _paste(sheet: Image.Image, image: Image.Image, x: int, y: int, side: int) -> None:
-    scale = side / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    # Pixels of small pictures are shown as they are; a smooth enlargement would hide them.
-    sampling = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS
-    scaled = image.convert("RGBA").resize(size, sampling)
-    frame = Image.new("RGB", (side, side), RULE)
-    frame.paste(scaled, ((side - size[0]) // 2, (side - size[1]) // 2), scaled)
-    corners = Image.new("L", (side * 4, side * 4))
-    ImageDraw.Draw(corners).rounded_rectangle((0, 0, side * 4 - 1, side * 4 - 1), 48, fill=255)
-    sheet.paste(frame, (x, y), corners.resize((side, side), Image.Resampling.LANCZOS))
+def _rule(draw: ImageDraw.ImageDraw, top: int, width: int) -> None:
+    draw.line((MARGIN, top, width - MARGIN, top), fill=RULE, width=2)
+
+
+def _lines(
+    draw: ImageDraw.ImageDraw,
+    x: int,
+    y: int,
+    width: int,
+    lines: Sequence[str],
+    fill: str,
+    size: int,
+) -> None:
+    for number, line in enumerate(lines):
+        fitting = _fit(draw, line, font(size), width + GAP // 2)
+        draw.text((x, y + LINE * number), fitting, fill=fill, font=font(size))
+
+
+def _paste(sheet: Image.Image, picture: Image.Image, x: int, y: int) -> None:
+    size = (SCALE * picture.width, SCALE * picture.height)
+    enlarged = picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
+    corners = Image.new("L", (4 * size[0], 4 * size[1]))
+    ImageDraw.Draw(corners).rounded_rectangle((0, 0, 4 * size[0] - 1, 4 * size[1] - 1), 32, 255)
+    sheet.paste(enlarged, (x, y), corners.resize(size, Image.Resampling.LANCZOS))
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, face: Font, width: int) -> str:
