@@ -10,10 +10,6 @@ import random
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from PIL import Image
-from torch import Tensor
-
 from ip_adapter.host.standalone import Models
 from ip_adapter.train import data, recipe, session
 
@@ -88,7 +84,7 @@ def write_pairs(rows: Path, count: int = PAIRS, seed: int = 0) -> Path:
 
 def save(file: Path, scene: world.Scene) -> None:
     """Paint one scene into a PNG."""
-    Image.fromarray(_bytes(world.render([scene])[0]).numpy()).save(file)
+    world.pil(world.render([scene]))[0].save(file)
 
 
 def cache(models: Models, rows: Path) -> None:
@@ -121,7 +117,3 @@ def _prepare(kind: Kind, models: Models, rows: Path, *, seed: int, steps: int) -
     plan = recipe.make({**FIELDS, **_OWN[kind], "seed": seed, "steps": steps})
     table = data.check(data.read(rows))
     return session.prepare(plan, models, table, rows.parent / "features")
-
-
-def _bytes(picture: Tensor) -> Tensor:
-    return (picture.movedim(0, -1).clamp(0, 1) * 255).round().to(torch.uint8)

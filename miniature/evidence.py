@@ -128,7 +128,9 @@ def multimodal(lab: Lab) -> Section:
         "text alone": lab.make(texts).line(targets, FOLLOWED),
     }
     columns = [("reference", world.render(lab.givers)), ("text alone", lab.make(texts).pictures)]
-    clashes, conflicts = clashing(lab), {}
+    clashes = clashing(lab)
+    chance = exact(measures.chance("colour"))
+    conflicts = {"chance": (chance, chance, exact(1 - 2 * chance.value))}
     for adapter in ADAPTERS:
         alone = lab.make(references=lab.givers, adapter=adapter)
         both = lab.make(texts, lab.givers, adapter=adapter)
@@ -146,7 +148,7 @@ def multimodal(lab: Lab) -> Section:
             Table(
                 "Conflict: the text names another colour than the reference's; colour found",
                 ("the text's", "the reference's", "another"),
-                {"chance": (exact(1 / 8), exact(1 / 8), exact(6 / 8)), **conflicts},
+                conflicts,
             ),
         ),
         (),
@@ -232,12 +234,8 @@ def reuse(lab: Lab) -> Section:
     columns = [("reference", world.render(lab.givers))]
     for on, said in (("base", "base"), ("fine_tune", "fine-tune")):
         for adapter in (None, *ADAPTERS):
-            if adapter is None:
-                made = lab.make(texts, on=on) if on != "base" else lab.make(texts)
-            elif on == "base":
-                made = lab.make(texts, lab.givers, adapter=adapter)
-            else:
-                made = lab.make(texts, lab.givers, adapter=adapter, on=on)
+            how = {} if adapter is None else {"references": lab.givers, "adapter": adapter}
+            made = lab.make(texts, on=on, **how)
             label = f"{said}, {adapter or 'no adapter'}"
             rows[label] = (*made.line(targets, names), made.outlined())
             columns.append((label, made.pictures))
@@ -398,8 +396,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _weighted(lab: Lab, adapter: str, weight: float) -> measures.Shots:
     if weight == 0.0:
         return lab.make()  # `is_base_at_zero` proves it
-    if weight == 1.0:
-        return lab.make(references=lab.references, adapter=adapter)
     return lab.make(references=lab.references, adapter=adapter, weight=weight)
 
 

@@ -145,7 +145,7 @@ def grid(columns: Sequence[tuple[str, Tensor]]) -> Image.Image:
         for number, line in enumerate(lines[:2]):
             top = _HEAD - 16 * (min(len(lines), 2) - number) - 1
             pen.text((left + side / 2, top), line, fill="black", font=font, anchor="ma")
-        for row, one in enumerate(measures.pil(pictures[:rows])):
+        for row, one in enumerate(world.pil(pictures[:rows])):
             large = one.resize((side, side), Image.Resampling.NEAREST)
             sheet.paste(large, (left, _HEAD + row * step))
     return sheet

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from ip_adapter.evaluate import metrics, scorer
@@ -184,7 +183,7 @@ class Shots:
     def embedded(self) -> Tensor:
         """``[N, E]`` in CLIP's space."""
         assert self.clip is not None
-        return self.clip.images(pil(self.pictures))
+        return self.clip.images(world.pil(self.pictures))
 
     def agreement(self, scenes: Sequence[Scene], name: str) -> Figure:
         """How far pictures show what scenes, one each, say of an attribute or of a group."""
@@ -242,6 +241,9 @@ class _Watched:
         return found
 
 
+_USUAL = {"on": "base", "weight": 1.0}
+"""What `Studio.make` does unless told: a condition is the same whether it is said or not."""
+
 Mask = Literal["half", "shape"]
 """Where inpainting may change a picture: its left half, or the latents that its shape touches."""
 
@@ -296,6 +298,7 @@ class Lab:
         """
         given = next((x for x in (texts, references, hints, starts) if x is not None), None)
         count = self.count if given is None else len(given)
+        how = {name: value for name, value in how.items() if _USUAL.get(name) != value}
         # The masks that a key needs follow from the scenes, so scenes and words are the whole key.
         key = tuple(None if x is None else tuple(x) for x in (texts, references, hints, starts))
         key = (*key, count, mask, *sorted(how.items()))
@@ -349,12 +352,6 @@ def masks(scenes: Sequence[Scene], kind: Mask) -> Tensor:
 def shuffled(scenes: Sequence[Scene]) -> list[Scene]:
     """Each row gets the scene of the next one, so none its own."""
     return [*scenes[1:], scenes[0]]
-
-
-def pil(pictures: Tensor) -> list[Image.Image]:
-    """``[N, 3, H, W]`` in 0..1 as 8-bit pictures."""
-    bytes_ = (pictures.movedim(1, -1).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    return [Image.fromarray(one) for one in bytes_]
 
 
 def _unlike(scene: Scene, rng: random.Random) -> Scene:

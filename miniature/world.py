@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 SIZE = 64
@@ -175,6 +176,12 @@ def render(scenes: Sequence[Scene], *, outlined: bool = False) -> Tensor:
         outlined: Draw a dark line around each shape, which is the style of the fine-tuned base.
     """
     return torch.stack([_paint(scene, outlined) for scene in scenes])
+
+
+def pil(pictures: Tensor) -> list[Image.Image]:
+    """``[N, 3, H, W]`` in 0..1 as 8-bit pictures."""
+    levels = (pictures.movedim(1, -1).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return [Image.fromarray(one) for one in levels]
 
 
 def outlines(scenes: Sequence[Scene]) -> Tensor:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from miniature import reader, world
@@ -93,8 +92,8 @@ def write_inputs(folder: Path) -> None:
     }
     for kind, pictures in drawn.items():
         for name, pixels in zip(names(kind), pictures, strict=True):
-            _image(pixels).save(folder / name)
-    _image(_mask()).save(folder / MASK)
+            world.pil(pixels[None])[0].save(folder / name)
+    world.pil(_mask()[None])[0].save(folder / MASK)
 
 
 def _mask() -> Tensor:
@@ -103,11 +102,6 @@ def _mask() -> Tensor:
     pixels = torch.zeros(3, height, width)
     pixels[:, :, : width // 2] = 1
     return pixels
-
-
-def _image(pixels: Tensor) -> Image.Image:
-    content = (pixels.movedim(0, -1).clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(content.numpy())
 
 
 def single() -> dict[str, Claim]:

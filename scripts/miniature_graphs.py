@@ -19,9 +19,9 @@ WIDE = (2 * world.SIZE, world.SIZE)
 """Width and height of a picture with room for two."""
 
 
-def without_images(count: int, *, text: str = "") -> Json:
-    """The base model with text alone, and none of our nodes."""
-    return _sampled({**_base(text), "latent": _latent(count)}, "checkpoint")
+def without_images(count: int) -> Json:
+    """The base model alone, and none of our nodes."""
+    return _sampled({**_base(""), "latent": _latent(count)}, "checkpoint")
 
 
 def with_images(

@@ -9,7 +9,6 @@ import random
 import textwrap
 from collections.abc import Sequence
 
-import torch
 from PIL import Image, ImageDraw
 
 from miniature import world
@@ -39,12 +38,11 @@ def draw(shown: Sequence[world.Scene]) -> Image.Image:
     width = COLUMNS * (SIDE + GAP) + GAP
     sheet = Image.new("RGB", (width, ROWS * (SIDE + WORDS + GAP) + GAP), PAPER)
     canvas = ImageDraw.Draw(sheet)
-    pictures = (world.render(shown) * 255).round().to(torch.uint8).movedim(1, -1)
+    pictures = world.pil(world.render(shown))
     for number, (scene, picture) in enumerate(zip(shown, pictures, strict=True)):
         row, column = divmod(number, COLUMNS)
         left, top = GAP + column * (SIDE + GAP), GAP + row * (SIDE + WORDS + GAP)
-        image = Image.fromarray(picture.numpy())
-        sheet.paste(image.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (left, top))
+        sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (left, top))
         words = "\n".join(textwrap.wrap(world.caption(scene), 18))
         canvas.multiline_text((left, top + SIDE + 4), words, fill=INK, font=font(10), spacing=2)
     return sheet
