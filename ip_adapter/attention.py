@@ -11,6 +11,7 @@ Shapes use the legend of `ip_adapter`.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -34,43 +35,96 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def image_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, precision: torch.dtype | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    tokens: int | None = None,
+    places: Tensor | None = None,
+    precision: torch.dtype | None = None,
 ) -> Tensor:
     """Attend from the latent to the image tokens: ``softmax(Q K'^T / sqrt(d)) V'``.
 
     Consecutive rows of the batch that share an image prompt share one row of keys: the batch is
-    folded into the query length, so that keys and values are never repeated.
+    folded into the query length, so that keys and values are never repeated. The tokens of several
+    prompts may stand side by side; each of them gets a softmax of its own, and the results are
+    added up.
 
     Args:
         query: ``[G*n, L, C]``, the layer's own query.
-        key: ``[G, H, T, D]`` with ``H*D == C``; row g serves query rows ``g*n .. g*n + n - 1``.
-        value: ``[G, H, T, D]``.
+        key: ``[G, H, N*T, D]`` with ``H*D == C``; row g serves query rows ``g*n .. g*n + n - 1``.
+        value: ``[G, H, N*T, D]``.
+        tokens: T, of each of the N prompts; all of the keys are one prompt's unless given.
+        places: ``[G*n or 1, L, N]``, how far each prompt counts at each place of the latent; 1
+            everywhere unless given.
         precision: Compute in this dtype (some models ask for float32 attention) instead of the
             query's. Keys and values follow the query in any case.
 
     Returns:
         ``[G*n, L, C]`` in the query's dtype.
     """
-    groups, heads = key.shape[:2]
+    groups, heads, length = key.shape[:3]
+    count = 1 if tokens is None else length // tokens
     dtype = precision or query.dtype
     folded = query.reshape(groups, -1, query.shape[-1])  # [G, n*L, C]
-    out = F.scaled_dot_product_attention(
-        split_heads(folded, heads).to(dtype),
-        key.to(query.device, dtype),
-        value.to(query.device, dtype),
-    )  # [G, H, n*L, D]
+    split = split_heads(folded, heads).to(dtype)
+    key, value = key.to(query.device, dtype), value.to(query.device, dtype)
+    if places is not None:
+        places = places.to(dtype).expand(len(query), -1, -1).reshape(groups, 1, -1, count)
+    if count > 1 and dtype == torch.float32:
+        out = _joint_attention(split, key, value, count, places)
+    else:
+        # Half precision keeps the scores in float32 inside of the fused kernel only.
+        out = _fused_attention(split, key, value, count, places)
     return merge_heads(out).reshape(query.shape).to(query.dtype)
+
+
+def _fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, count: int, places: Tensor | None
+) -> Tensor:
+    """As `_joint_attention`, one prompt after the other."""
+    if count == 1:
+        out = F.scaled_dot_product_attention(query, key, value)
+        return out if places is None else out * places
+    parts = [
+        _fused_attention(query, k, v, 1, None if places is None else places[..., n, None])
+        for n, (k, v) in enumerate(zip(key.chunk(count, 2), value.chunk(count, 2), strict=True))
+    ]
+    return reduce(add, parts)
+
+
+def _joint_attention(
+    query: Tensor, key: Tensor, value: Tensor, count: int, places: Tensor | None
+) -> Tensor:
+    """Several prompts of equal length in two products, which also add their results up.
+
+    Args:
+        query: ``[G, H, L, D]``.
+        key: ``[G, H, N*T, D]``.
+        value: Like `key`.
+        count: N.
+        places: ``[G, 1, L, N]`` or None.
+
+    Returns:
+        ``[G, H, L, D]``.
+    """
+    scores = query @ (key * query.shape[-1] ** -0.5).transpose(-1, -2)  # [G, H, L, N*T]
+    shares = scores.view(*scores.shape[:-1], count, -1).softmax(dim=-1)  # [G, H, L, N, T]
+    if places is not None:
+        shares = shares * places[..., None]
+    out: Tensor = shares.flatten(-2) @ value
+    return out
 
 
 def scale(
     key: Tensor, value: Tensor, weight: float | Tensor, scaling: Scaling, tokens: int
-) -> tuple[Tensor, Tensor, float | Tensor]:
-    """Bring a weight into keys and values, for the modes that do not simply multiply the result.
+) -> tuple[Tensor, Tensor]:
+    """Bring a weight into keys and values; then nothing is left to multiply in the layer.
 
     Scaling the keys sharpens or flattens the softmax; the mean of the values is what an image says
     everywhere alike. ``C`` is the layer's width and ``w' = w * C / 1280``:
 
-        V only                  K, V                           result times w
+        V only                  K, w V
         K+V                     w K, w V
         K+V w/ C penalty        w' K, w' V
         K+mean(V) w/ C penalty  w' K, V - m + w' m             m: mean over the tokens of an image
@@ -78,29 +132,26 @@ def scale(
     Args:
         key: ``[G, H, N*T, D]`` of N references.
         value: Like `key`.
-        weight: w; ``[G, 1, 1]`` for one of each row.
+        weight: w, the paper's lambda; ``[G, 1, 1]`` for one of each row.
         scaling: The mode, by the names that saved workflows of ComfyUI_IPAdapter_plus use.
         tokens: T, the number of tokens of one reference.
-
-    Returns:
-        Keys, values, and the factor of the result.
     """
-    if scaling == "V only":
-        return key, value, weight
     if isinstance(weight, Tensor):
         weight = weight[..., None].to(key)  # [G, 1, 1, 1]
+    if scaling == "V only":
+        return key, value * weight if isinstance(weight, Tensor) or weight != 1 else value
     if scaling != "K+V":
         weight = weight * key.shape[1] * key.shape[3] / 1280
     if scaling != "K+mean(V) w/ C penalty":
-        return weight * key, weight * value, 1.0
+        return weight * key, weight * value
     groups, heads, length, width = value.shape
     each = value.view(groups, heads, length // tokens, tokens, width)
     mean = each.mean(dim=3, keepdim=True)
     if not isinstance(weight, Tensor):
-        return weight * key, (each - mean + weight * mean).view_as(value), 1.0
-    centred = each - mean + weight[..., None] * mean
+        return weight * key, (each - mean + weight * mean).view_as(value)
+    centred = (each - mean + weight[..., None] * mean).view_as(value)
     # What is left of the values at weight 0 must not count either.
-    return weight * key, centred.view_as(value), (weight[..., 0] != 0).to(key)
+    return weight * key, centred * (weight != 0)
 
 
 def decoupled_attention(
@@ -125,4 +176,11 @@ def decoupled_attention(
     Returns:
         ``[B, L, C]``.
     """
-    return text + weight * image_attention(query, key, value, precision=precision)
+    return add(text, weight * image_attention(query, key, value, precision=precision))
+
+
+def add(text: Tensor, image: Tensor) -> Tensor:
+    """``text + image``, in the memory of `image` where nobody else needs that."""
+    if image.requires_grad or image.dtype != text.dtype:
+        return text + image
+    return image.add_(text)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ip_adapter.attention import (
     Scaling,
+    add,
     decoupled_attention,
     image_attention,
     merge_heads,
@@ -71,6 +72,39 @@ def test_repeated_tokens_do_not_change_the_result() -> None:
     assert_close(thrice, once)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("placed", [False, True])
+def test_prompts_side_by_side_add_up(dtype: torch.dtype, placed: bool) -> None:
+    """A softmax for each, in one product where precision allows, and a place for each."""
+    query = draw(4, 7, 10, seed=1).to(dtype)
+    keys, values = (
+        [draw(2, 5, 10, seed=10 * kind + n).to(dtype) for n in range(3)] for kind in (1, 2)
+    )
+    places = draw(4, 7, 3, seed=7).sigmoid() if placed else None
+    expected = torch.zeros(4, 7, 10, dtype=torch.float64)
+    for n, (key, value) in enumerate(zip(keys, values, strict=True)):
+        alone = formula(query, key.repeat_interleave(2, 0), value.repeat_interleave(2, 0))
+        expected += alone if places is None else alone * places[..., n, None]
+    found = image_attention(
+        query,
+        torch.cat([split_heads(key, HEADS) for key in keys], dim=2),
+        torch.cat([split_heads(value, HEADS) for value in values], dim=2),
+        tokens=5,
+        places=places,
+    )
+    assert_close(found, expected.to(dtype))
+
+
+def test_adding_takes_memory_that_nobody_needs() -> None:
+    text, image = draw(2, 3, seed=1), draw(2, 3, seed=2)
+    expected, untouched = text + image, text.clone()
+    assert add(text, image) is image
+    assert torch.equal(image, expected) and torch.equal(text, untouched)
+    learning = draw(2, 3, seed=2).requires_grad_()
+    assert add(text, learning) is not learning
+    assert add(text, draw(2, 3, seed=2).half()).dtype == torch.float32
+
+
 def test_weight_may_differ_by_place() -> None:
     text, query = draw(1, 6, 10, seed=4), draw(1, 6, 10, seed=1)
     key, value = (split_heads(draw(1, 4, 10, seed=s), HEADS) for s in (2, 3))
@@ -129,10 +163,8 @@ def test_scaling_modes_are_the_formulas(scaling: Scaling, images: int, weight: f
             mean = value[:, own].mean(dim=1, keepdim=True)
             shifted[:, own] = value[:, own] - mean + penalised * mean
         expected = formula(query, penalised * key, shifted)
-    k, v, factor = scale(
-        split_heads(key, HEADS), split_heads(value, HEADS), weight, scaling, tokens
-    )
-    assert_close(factor * image_attention(query, k, v), expected, relative=1e-9)
+    k, v = scale(split_heads(key, HEADS), split_heads(value, HEADS), weight, scaling, tokens)
+    assert_close(image_attention(query, k, v), expected, relative=1e-9)
 
 
 @pytest.mark.parametrize("scaling", ["V only", "K+V", "K+V w/ C penalty", "K+mean(V) w/ C penalty"])
@@ -142,10 +174,10 @@ def test_a_weight_for_each_row_is_each_weight_alone(scaling: Scaling) -> None:
     query, key, value = (draw(3, n, 10, seed=s).double() for s, n in enumerate((7, 8, 8)))
     keys, values = split_heads(key, HEADS), split_heads(value, HEADS)
     together = torch.tensor(weights, dtype=torch.float64).view(-1, 1, 1)
-    k, v, factor = scale(keys, values, together, scaling, 4)
-    found = factor * image_attention(query, k, v)
+    k, v = scale(keys, values, together, scaling, 4)
+    found = image_attention(query, k, v)
     for row, weight in enumerate(weights):
         own = slice(row, row + 1)
-        k, v, factor = scale(keys[own], values[own], weight, scaling, 4)
-        expected = factor * image_attention(query[own], k, v) if weight else torch.zeros(1, 7, 10)
+        k, v = scale(keys[own], values[own], weight, scaling, 4)
+        expected = image_attention(query[own], k, v) if weight else torch.zeros(1, 7, 10)
         assert_close(found[own], expected.double(), relative=1e-9)

@@ -53,6 +53,11 @@ class LoadedAdapter:
     def __deepcopy__(self, memo: object) -> LoadedAdapter:
         return self
 
+    @property
+    def device(self) -> torch.device:
+        """Where the host computes; layers bring their weights there by themselves."""
+        return cast(torch.device, self.patcher.load_device)
+
     def load(self, memory: int = 0) -> torch.device:
         """Have the host put the weights where it computes, and say where that is.
 
@@ -60,7 +65,7 @@ class LoadedAdapter:
             memory: Bytes needed for the computation that follows.
         """
         comfy.model_management.load_models_gpu([self.patcher], memory_required=memory)
-        return cast(torch.device, self.patcher.load_device)
+        return self.device
 
 
 def load(path: Path, variant: str = AUTOMATIC) -> LoadedAdapter:

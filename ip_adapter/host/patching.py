@@ -23,17 +23,15 @@ from .. import masks
 from ..errors import IncompatibleModelError
 from ..influence import Influence, Timing, check_window
 from ..prompt import ImagePrompt
-from . import face_lora, unet
+from . import compiling, face_lora, unet
 from .adapters import LoadedAdapter
-from .run import Branch, Chunk, Entry, LiveLayers, PromptCond, Run
+from .branch import Branch, Chunk
+from .run import Entry, LiveLayers, PromptCond, Run
 
 log = logging.getLogger(__name__)
 
 KEY = "image_prompts"
 """Under this name our entries, wrappers and conditions travel through the host."""
-
-COMPILE_KEY = "torch.compile"
-"""Under this name the host wraps a MODEL that its compile node made."""
 
 RUN = "image_prompts.run"
 """Under this name a forward pass finds the run in the transformer options."""
@@ -169,9 +167,9 @@ def sampling_run(
     """Host wrapper around one sampling: open a run, hang it on every conditioning, close it."""
     guider = executor.class_obj
     options = guider.model_options["transformer_options"]
-    _bypass_compile(options)
     entries: tuple[Entry, ...] = options.get(KEY, ())
     patcher = guider.model_patcher
+    compiled = compiling.take(options, patcher)
     layers = {layer.address: layer for layer in unet.cross_attention_layers(patcher)}
     run = Run(
         entries,
@@ -180,6 +178,7 @@ def sampling_run(
         _inference_dtype(patcher.model),
         (noise.shape[-2], noise.shape[-1]),
         unet.token_bridge(patcher),
+        compiled=compiled,
     )
     run.warn_of_idle_entries(sigmas)
     # The guider's copy for one run, which ends with it.
@@ -223,7 +222,8 @@ def forward_pass(
     if chunks is None:  # a guidance patch brought its own conditioning: it is not the positive one
         chunks = (Chunk(False, None, tuple(range(x.shape[0]))),)
     options = _with_slots(options, run.live(chunks, t, x.device))
-    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    with compiling.in_place(executor.class_obj, run.compiled):
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 
 def _with_slots(options: dict[str, Any], live: LiveLayers) -> dict[str, Any]:
@@ -235,21 +235,6 @@ def _with_slots(options: dict[str, Any], live: LiveLayers) -> dict[str, Any]:
         for address, branches in live.items()
     }
     return {**options, "patches_replace": {**replace, "attn2": {**theirs, **ours}}}
-
-
-def _bypass_compile(options: dict[str, Any]) -> None:
-    """Run without the host's torch.compile for this sampling; the MODEL stays compiled.
-
-    The host's compile node drops every guard on the transformer options (and does not say so in
-    what it leaves on the MODEL), so a graph that was compiled without, or with other, image prompts
-    would be used again and silently ignore ours. The options are the guider's copy for one run.
-    """
-    wrappers = options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
-    if wrappers.pop(COMPILE_KEY, None) is not None:
-        log.warning(
-            "IP-Adapter: torch.compile does not notice image prompts; this model runs without it "
-            "while one is applied"
-        )
 
 
 def _inference_dtype(base: Any) -> torch.dtype:

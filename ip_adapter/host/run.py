@@ -8,10 +8,11 @@ condition, so those decisions reach us as data instead of being guessed from lis
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import comfy.conds
 import comfy.model_management
@@ -20,14 +21,26 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import attention, masks
-from ..errors import IncompatibleModelError
 from ..influence import Timing
 from ..layers import Address
 from ..prompt import ImagePrompt
 from .adapters import LoadedAdapter
+from .branch import Branch, Chunk, Places
+from .schedule import Schedule
 from .unet import HostLayer
 
 log = logging.getLogger(__name__)
+
+_KEPT = 8
+"""Kinds of forward passes whose branches are kept: conditionings and context windows."""
+
+_FRAMES = 16
+"""Prompts of so many pictures at a time are turned into keys and values; of more, none is kept."""
+
+_known: WeakKeyDictionary[
+    ImagePrompt, WeakKeyDictionary[LoadedAdapter, dict[tuple[int, int, torch.dtype], Pair]]
+] = WeakKeyDictionary()
+"""By prompt, adapter, and layer, heads and precision; they live as long as the prompt does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,21 +78,6 @@ class Entry:
 
     def __deepcopy__(self, memo: object) -> Entry:
         return self
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The rows of a forward pass that come from one conditioning.
-
-    Attributes:
-        is_positive: Whether they get the image, or the "no image" tokens.
-        area: The host's crop ``(h, w, y, x)`` in latent pixels, or None.
-        frames: For each row, its place in the whole latent batch.
-    """
-
-    is_positive: bool
-    area: tuple[int, ...] | None
-    frames: tuple[int, ...]
 
 
 class PromptCond(comfy.conds.CONDRegular):  # type: ignore[misc]
@@ -128,118 +126,6 @@ class PromptCond(comfy.conds.CONDRegular):  # type: ignore[misc]
 
 
 @dataclass(frozen=True, eq=False)
-class Branch:
-    """One image prompt in one layer, ready for the rows of one kind of forward pass.
-
-    Attributes:
-        key: ``[G, H, T, D]``.
-        value: ``[G, H, T, D]``.
-        weight: The paper's lambda; ``[B, 1, 1]`` where the rows differ in it.
-        chunks: What the rows are, as the host announced them.
-        mask: Latent-sized ``[B, 1, h, w]``, or None.
-        grids: The mask per token grid ``(height, width)``, shared by the layers.
-    """
-
-    key: Tensor
-    value: Tensor
-    weight: float | Tensor
-    chunks: tuple[Chunk, ...]
-    mask: Tensor | None
-    grids: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-
-    def add(self, text: Tensor, query: Tensor, options: dict[str, Any]) -> Tensor:
-        """``[B, L, C]`` text attention -> with this image prompt added."""
-        key, value, factor = self.key, self.value, self.weight
-        mask = None if self.mask is None else self._grid(query, options)
-        announced = sum(len(chunk.frames) for chunk in self.chunks)
-        if query.shape[0] != announced:
-            places = self._places(query.shape[0], announced, options)
-            groups = [place * len(key) // announced for place in places]
-            key, value = key[groups], value[groups]
-            factor = factor[places] if isinstance(factor, Tensor) else factor
-            mask = None if mask is None else mask[places]
-        if isinstance(factor, Tensor):
-            factor = factor.to(query)
-        if mask is not None:
-            factor = factor * mask
-        return attention.decoupled_attention(
-            text, query, key, value, factor, precision=options.get("attn_precision")
-        )
-
-    def _places(self, rows: int, announced: int, options: dict[str, Any]) -> list[int]:
-        """Which of the announced rows each row of a layer comes from, where they differ in number.
-
-        Tiled samplers give the UNet all rows again for each tile; packs for regional prompts give a
-        layer the positive rows again for each region.
-        """
-        entered = options.get("original_shape", (rows,))[0]
-        positive = sum(len(chunk.frames) for chunk in self.chunks if chunk.is_positive)
-        if entered == rows:
-            if rows % announced == 0 and self.mask is None and not isinstance(self.weight, Tensor):
-                return list(range(announced)) * (rows // announced)
-        elif entered == announced and positive:
-            regions, rest = divmod(rows - announced + positive, positive)
-            if regions > 0 and rest == 0:
-                places: list[int] = []
-                numbers = iter(range(announced))
-                for chunk in self.chunks:
-                    own = list(islice(numbers, len(chunk.frames)))
-                    places += own * (regions if chunk.is_positive else 1)
-                return places
-        raise IncompatibleModelError(
-            f"A layer got {rows} rows where the sampler announced {announced}: another node pack "
-            "(a tiled sampler, for example) cuts the picture up behind the sampler's back. Use it "
-            "without a mask or weights per frame, or without that pack."
-        )
-
-    def _grid(self, query: Tensor, options: dict[str, Any]) -> Tensor:
-        """The mask on this layer's tokens, ``[B, L, 1]``."""
-        height, width = options["activations_shape"][-2:]
-        grid = self.grids.get((height, width))
-        if grid is None:
-            assert self.mask is not None
-            grid = self.grids[height, width] = masks.to_tokens(self.mask, height, width).to(query)
-        return grid
-
-
-class Schedule:
-    """When an entry acts, in the noise levels of a model.
-
-    Args:
-        timing: In fractions of the schedule.
-        sampling: The model's ``model_sampling``, which turns fractions into sigmas.
-    """
-
-    def __init__(self, timing: Timing, sampling: Any) -> None:
-        self.is_constant = timing.is_constant
-        self._curve = timing.curve
-        self._sigma_at: Callable[[float], Any] = sampling.percent_to_sigma
-        self._first = float(self._sigma_at(timing.start))
-        self._last = float(self._sigma_at(timing.end))
-
-    def acts_at(self, sigma: float) -> bool:
-        """Whether a noise level lies in the window."""
-        return self._last <= sigma <= self._first
-
-    def factor_at(self, sigma: float) -> float:
-        """Factor of the weights at a noise level; 0 outside of the window."""
-        if not self.acts_at(sigma):
-            return 0.0
-        return 1.0 if self._curve is None else self._curve.at(self._fraction(sigma))
-
-    def _fraction(self, sigma: float) -> float:
-        """The fraction of the schedule with this noise level, by halving: it only ever falls."""
-        low, high = 0.0, 1.0
-        for _ in range(24):
-            middle = (low + high) / 2
-            if float(self._sigma_at(middle)) > sigma:
-                low = middle
-            else:
-                high = middle
-        return high
-
-
-@dataclass(frozen=True, eq=False)
 class LayerPrompt:
     """One image prompt in one layer.
 
@@ -260,8 +146,9 @@ class LayerPrompt:
     def groups(self, chunks: Sequence[Chunk], *, by_row: bool) -> list[int]:
         """Which row of keys each group of the batch's rows attends to.
 
-        A chunk is one group; where frames have prompts of their own, or `by_row` asks for it, each
-        of its rows is one.
+        Args:
+            chunks: What the rows are.
+            by_row: Whether each row is a group, instead of each chunk.
         """
         without, with_image = self.frames
         nothing, image, zeros = (0, without), (without, with_image), (without + with_image, 1)
@@ -270,7 +157,7 @@ class LayerPrompt:
         for chunk in chunks:
             first, count = positive if chunk.is_positive else negative
             places = [first + min(frame, count - 1) for frame in chunk.frames]
-            out += places if by_row or self.frames != (1, 1) else places[:1]
+            out += places if by_row else places[:1]
         return out
 
 
@@ -282,6 +169,15 @@ class Prepared:
     layers: dict[Address, LayerPrompt]
     schedule: Schedule
 
+    @property
+    def is_by_row(self) -> bool:
+        """Whether the rows of one conditioning differ in keys or weight."""
+        frames = {layer.frames for layer in self.layers.values()}
+        return bool(self.entry.frames) or bool(frames - {(1, 1)})
+
+
+Pair = tuple[Tensor, Tensor]
+"""Keys and values."""
 
 LiveLayers = dict[Address, tuple[Branch, ...]]
 
@@ -296,6 +192,8 @@ class Run:
         dtype: What the model computes in.
         latent: ``(height, width)`` of the latent.
         bridge: The model's `unet.token_bridge`.
+        compiled: The UNet as `compiling.take` gives it. All layers stay live then, also at a factor
+            of 0, so that every forward pass has the same structure.
     """
 
     def __init__(
@@ -306,12 +204,19 @@ class Run:
         dtype: torch.dtype,
         latent: tuple[int, int],
         bridge: Any | None = None,
+        *,
+        compiled: Any | None = None,
     ) -> None:
+        self.compiled = compiled
         self._latent = latent
-        self._live: dict[Any, tuple[tuple[float, ...], LiveLayers]] = {}
+        self._live: OrderedDict[Any, tuple[tuple[float, ...], LiveLayers]] = OrderedDict()
         self._prepared = [
             _prepare(entry, layers, sampling, dtype, bridge) for entry in entries if entry.active
         ]
+        self._is_constant = all(prepared.schedule.is_constant for prepared in self._prepared)
+        self._is_by_frame = any(
+            prepared.is_by_row or prepared.entry.masks for prepared in self._prepared
+        )
 
     def warn_of_idle_entries(self, sigmas: Tensor) -> None:
         """Say so when no step of a schedule lies in an entry's window.
@@ -340,42 +245,55 @@ class Run:
             sigma: ``[B]``, the noise level. It is read only if an entry changes over the schedule.
             device: Where the model computes.
         """
-        if all(prepared.schedule.is_constant for prepared in self._prepared):
+        if self._is_constant:
             factors = (1.0,) * len(self._prepared)
         else:
             now = float(sigma.max())
             factors = tuple(prepared.schedule.factor_at(now) for prepared in self._prepared)
-        # The latest only: a curve has another factor at every step.
-        known = self._live.get((chunks, device))
+        if not self._is_by_frame:  # every context window is like the others
+            chunks = tuple(Chunk(c.is_positive, None, (0,) * len(c.frames)) for c in chunks)
+        # Of each the latest only: a curve has another factor at every step.
+        known = self._live.pop((chunks, device), None)
         if known is None or known[0] != factors:
             known = (factors, self._build(chunks, factors, device))
-            self._live[chunks, device] = known
+        self._live[chunks, device] = known
+        if len(self._live) > _KEPT:
+            self._live.popitem(last=False)
         return known[1]
 
     def _build(
         self, chunks: tuple[Chunk, ...], factors: tuple[float, ...], device: torch.device
     ) -> LiveLayers:
-        live: dict[Address, list[Branch]] = {}
-        for prepared, factor in zip(self._prepared, factors, strict=True):
-            if factor == 0:
-                continue
+        acting = [
+            (prepared, factor)
+            for prepared, factor in zip(self._prepared, factors, strict=True)
+            if factor != 0 or self.compiled is not None
+        ]
+        by_row = any(prepared.is_by_row for prepared, _ in acting)
+        masked = {id(p): self._mask(p.entry.masks, chunks, device) for p, _ in acting}
+        parts: dict[Address, dict[int, list[_Part]]] = {}
+        for prepared, factor in acting:
             entry = prepared.entry
-            mask = self._mask(entry.masks, chunks, device)
-            grids: dict[tuple[int, int], Tensor] = {}
             each = _per_row(entry.frames, chunks, device)
             for address, layer in prepared.layers.items():
-                chosen = layer.groups(chunks, by_row=each is not None)
+                chosen = layer.groups(chunks, by_row=by_row)
                 now = layer.weight * factor
-                key, value, weight = attention.scale(
+                key, value = attention.scale(
                     layer.key[chosen].to(device),
                     layer.value[chosen].to(device),
                     now if each is None else now * each,
                     entry.scaling,
                     entry.adapter.spec.projection.tokens,
                 )
-                branch = Branch(key, value, weight, chunks, mask, grids)
-                live.setdefault(address, []).append(branch)
-        return {address: tuple(branches) for address, branches in live.items()}
+                alike = parts.setdefault(address, {}).setdefault(key.shape[2], [])
+                alike.append(_Part(key, value, masked[id(prepared)]))
+        places: dict[tuple[int, ...], Places] = {}
+        return {
+            address: tuple(
+                _branch(same, tokens, chunks, places) for tokens, same in by_length.items()
+            )
+            for address, by_length in parts.items()
+        }
 
     def _mask(
         self, given: tuple[Tensor, ...], chunks: tuple[Chunk, ...], device: torch.device
@@ -396,6 +314,34 @@ class Run:
         return product
 
 
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One image prompt in one layer for one kind of forward pass, its weight in the values."""
+
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+
+
+def _branch(
+    parts: Sequence[_Part],
+    tokens: int,
+    chunks: tuple[Chunk, ...],
+    places: dict[tuple[int, ...], Places],
+) -> Branch:
+    """Put prompts of equal length side by side; layers with the same masks share their grids."""
+    shared = None
+    if any(part.mask is not None for part in parts):
+        shared = places.setdefault(
+            tuple(id(part.mask) for part in parts), Places(tuple(part.mask for part in parts))
+        )
+    if len(parts) == 1:
+        return Branch(parts[0].key, parts[0].value, tokens, chunks, shared)
+    key = torch.cat([part.key for part in parts], dim=2)
+    value = torch.cat([part.value for part in parts], dim=2)
+    return Branch(key, value, tokens, chunks, shared)
+
+
 def _per_row(
     frames: tuple[float, ...], chunks: tuple[Chunk, ...], device: torch.device
 ) -> Tensor | None:
@@ -414,29 +360,53 @@ def _prepare(
     dtype: torch.dtype,
     bridge: Any | None,
 ) -> Prepared:
-    sides = (entry.prompt.unconditional, entry.prompt.conditional)
-    tokens = torch.cat(sides)  # [F' + F, T, D]
-    if tokens.shape[-1] != entry.adapter.spec.family.context_width:
-        tokens = _cross(bridge, tokens)
-    device = entry.adapter.load(memory=tokens.numel() * 256)
-    found = entry.adapter.module.keys_values(tokens.to(device), entry.active)
+    given = entry.prompt
+    found = _keys_values(entry, layers, dtype, bridge)
     prepared = {
         layer.address: LayerPrompt(
-            _heads(key, layers[layer.address].heads, dtype),
-            _heads(value, layers[layer.address].heads, dtype),
-            (len(sides[0]), len(sides[1])),
+            *found[layer.index],
+            (len(given.unconditional), len(given.conditional)),
             entry.weights[layer.index],
             layer.index in entry.opposed,
         )
-        for layer, key, value in found
+        for layer in entry.adapter.spec.family.layers
+        if layer.index in found
     }
     return Prepared(entry, prepared, Schedule(entry.timing, sampling))
 
 
+def _keys_values(
+    entry: Entry, layers: dict[Address, HostLayer], dtype: torch.dtype, bridge: Any | None
+) -> dict[int, Pair]:
+    """Keys and values of the active layers, ``[F' + F + 1, H, T, D]`` each, zeros last."""
+    prompt, adapter = entry.prompt, entry.adapter
+    heads = {layer.index: layers[layer.address].heads for layer in adapter.spec.family.layers}
+    known: dict[tuple[int, int, torch.dtype], Pair] = {}
+    is_bridged = prompt.conditional.shape[-1] != adapter.spec.family.context_width
+    if prompt.frames <= _FRAMES and not is_bridged:
+        known = _known.setdefault(prompt, WeakKeyDictionary()).setdefault(adapter, {})
+    places = {index: (index, heads[index], dtype) for index in entry.active}
+    missing = {index for index, place in places.items() if place not in known}
+    if missing:
+        tokens = torch.cat((prompt.unconditional, prompt.conditional))  # [F' + F, T, D]
+        parts: dict[int, list[tuple[Tensor, Tensor]]] = {index: [] for index in missing}
+        for some in torch.split(tokens, _FRAMES):
+            states = _cross(bridge, some) if is_bridged else some
+            computed = adapter.module.keys_values(states.to(adapter.device), missing)
+            for layer, key, value in computed:
+                split = (_heads(x, heads[layer.index], dtype) for x in (key, value))
+                parts[layer.index].append((next(split), next(split)))
+        for index, pairs in parts.items():
+            key, value = (torch.cat(part) for part in zip(*pairs, strict=True))
+            zeros = torch.zeros_like(key[:1])
+            known[places[index]] = (torch.cat((key, zeros)), torch.cat((value, zeros)))
+    return {index: known[place] for index, place in places.items()}
+
+
 def _heads(x: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-    """``[N, T, C]`` -> ``[N + 1, H, T, D]``, zeros last."""
-    split = attention.split_heads(x, heads).to(dtype)
-    return torch.cat((split, torch.zeros_like(split[:1])))
+    """``[N, T, C]`` -> ``[N, H, T, D]``, where it waits for its rows."""
+    waiting: torch.device = comfy.model_management.intermediate_device()
+    return attention.split_heads(x, heads).to(waiting, dtype)
 
 
 def _cross(bridge: Any, tokens: Tensor) -> Tensor:

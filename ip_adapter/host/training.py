@@ -1,7 +1,7 @@
 """Training on the host's models: a frozen, differentiable copy of a UNet, and a fresh adapter.
 
 The image reaches the copy through the patch that inference uses: a `patching.Slot` in every
-cross-attention layer, and live `run.Branch`es in the transformer options; only that keys and values
+cross-attention layer, and live branches in the transformer options; only that keys and values
 come with gradients. The MODEL itself is left alone.
 """
 
@@ -28,8 +28,8 @@ from ..layers import Address
 from ..objective import KeysValues, Schedule, Target, usable
 from ..spec import AdapterSpec, Projection, encoder_for
 from . import unet
+from .branch import Branch, Chunk
 from .patching import Slot
-from .run import Branch, Chunk
 
 _LATENT = 8
 """Pixels per latent pixel, each way."""
@@ -221,13 +221,10 @@ class TrainableModel:
         slots = {}
         for index, (key, value) in keys_values.items():
             layer = self._by_address[self._address_of[index]]
-            branch = Branch(
-                attention.split_heads(key, layer.heads),
-                attention.split_heads(value, layer.heads),
-                weight,
-                chunks,
-                None,
-            )
+            tokens = key.shape[1]
+            keys, values = (attention.split_heads(x, layer.heads) for x in (key, value))
+            keys, values = attention.scale(keys, values, weight, "V only", tokens)
+            branch = Branch(keys, values, tokens, chunks)
             seen = branch if record is None else _Recorded(branch, index, record)
             slots[layer.address] = Slot((cast(Branch, seen),))
         return slots

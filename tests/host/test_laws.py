@@ -222,8 +222,8 @@ def test_nothing_of_a_run_outlives_it(
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     original = run.__init__
 
-    def remember(self: Any, *args: Any) -> None:
-        original(self, *args)
+    def remember(self: Any, *args: Any, **more: Any) -> None:
+        original(self, *args, **more)
         alive.add(self)
 
     monkeypatch.setattr(run, "__init__", remember)

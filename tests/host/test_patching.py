@@ -168,35 +168,6 @@ def test_roles_come_from_the_conditioning_not_from_its_place(
     assert found == expected
 
 
-@pytest.mark.parametrize("compile_first", [True, False])
-def test_a_compiled_model_still_sees_the_image(
-    model: Any, apply: Applier, sample: Sampler, caplog: Any, compile_first: bool
-) -> None:
-    """The host's compile node reuses graphs that were made without, or with other, patches."""
-    from comfy_api.torch_helpers import set_torch_compile_wrapper
-    from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
-
-    def compiled(one: Any) -> Any:
-        out = one.clone()
-        options = {"guard_filter_fn": skip_torch_compile_dict}
-        set_torch_compile_wrapper(model=out, backend="eager", options=options)
-        return out
-
-    without = compiled(model)
-    assert_close(sample(without), sample(model), relative=1e-4)
-    for weight in (0.7, 0.3):
-        if compile_first:
-            patched = apply(compiled(model), weight=weight)
-        else:
-            patched = compiled(apply(model, weight=weight))
-        expected = sample(apply(model, weight=weight))
-        assert torch.equal(sample(patched), expected)
-        assert "runs without it while one is applied" in caplog.text
-    caplog.clear()
-    assert_close(sample(without), sample(model), relative=1e-4)
-    assert "runs without it" not in caplog.text
-
-
 def live_branches(host: Any, apply: Applier, model: Any, chunks: Any, mask: Tensor) -> Any:
     patched = apply(model, mask=mask)
     entries = patched.model_options["transformer_options"]["image_prompts"]
@@ -248,7 +219,7 @@ def test_masks_follow_areas_and_frames(host: Any, model: Any, apply: Applier) ->
     masks = torch.rand(3, 8, 12)
     area = (4, 6, 2, 5)  # height, width, top, left
     live = live_branches(host, apply, model, (chunk(True, area, (2, 0)),), masks)
-    found = live["input", 1, 0][0].mask
+    (found,) = live["input", 1, 0][0].places.masks
     expected = torch.stack([masks[2, 2:6, 5:11], masks[0, 2:6, 5:11]])[:, None]
     torch.testing.assert_close(found, expected)
 

@@ -1,0 +1,113 @@
+"""torch.compile for models with image prompts.
+
+The host's compile node drops every guard on the transformer options, in which image prompts travel:
+a graph that was compiled without, or with other, image prompts would be used again and silently
+ignore these. So a run with image prompts leaves the host's graphs alone and has the UNet compiled
+with the guards on attention replacements kept. Keys, values and masks are inputs of that graph, and
+weights are part of the values: another reference, weight or moment of a schedule needs no other
+graph; another number of image prompts, or of their tokens, does.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from comfy.patcher_extension import WrappersMP
+
+log = logging.getLogger(__name__)
+
+KEY = "torch.compile"
+"""Under this name the host wraps a MODEL that its compile node made."""
+
+UNET = "diffusion_model"
+
+_compiled: WeakKeyDictionary[Callable[..., Any], Any] = WeakKeyDictionary()
+"""By the host's wrapper, which lives as long as the MODELs that were made of it."""
+
+
+def take(options: dict[str, Any], patcher: Any) -> Any | None:
+    """Take the host's compilation out of the options of one run.
+
+    Args:
+        options: The run's own transformer options; changed in place.
+        patcher: The MODEL that runs; it stays compiled for runs without image prompts.
+
+    Returns:
+        The UNet, compiled so that image prompts count; None for a MODEL that is not compiled, or
+        that is in a way which cannot be repeated: it runs without.
+    """
+    wrappers = options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}).pop(KEY, None)
+    if not wrappers:
+        return None
+    wrapper = wrappers[-1]
+    modules = inspect.getclosurevars(wrapper).nonlocals.get("compiled_module_dict", {})
+    how = patcher.model_options.get("torch_compile_kwargs")
+    if set(modules) != {UNET} or how is None:
+        log.warning(
+            "IP-Adapter: this model is compiled in a way that does not notice image prompts; it "
+            "runs without torch.compile while one is applied. The host's Torch Compile Model works"
+        )
+        return None
+    if wrapper not in _compiled:
+        _compiled[wrapper] = _compile(patcher.get_model_object(UNET), how)
+    return _compiled[wrapper]
+
+
+@contextmanager
+def in_place(model: Any, compiled: Any | None) -> Iterator[None]:
+    """Let a model use its compiled UNet for one forward pass."""
+    if compiled is None:
+        yield
+        return
+    before = getattr(model, UNET)
+    setattr(model, UNET, compiled)
+    try:
+        yield
+    finally:
+        setattr(model, UNET, before)
+
+
+def _compile(module: Any, how: dict[str, Any]) -> Any:
+    options = {**(how.get("options") or {}), "guard_filter_fn": _keep}
+    return torch.compile(
+        getattr(module, "_orig_mod", module),
+        backend=_backend(how.get("backend", "inductor"), how.get("mode")),
+        options=options,
+        fullgraph=bool(how.get("fullgraph")),
+        dynamic=how.get("dynamic"),
+    )
+
+
+def _keep(guards: Sequence[Any]) -> list[bool]:
+    """All guards but those on the options that differ at every step, such as the noise level."""
+    return [
+        "transformer_options" not in guard.name or "patches_replace" in guard.name
+        for guard in guards
+    ]
+
+
+def _backend(name: Any, mode: str | None) -> Callable[..., Any]:
+    """A back end that torch tells from the host's of the same name.
+
+    Torch uses a graph again wherever the same code meets an equal back end, and the host's graphs
+    are of the same code.
+    """
+    from torch._dynamo.backends.registry import lookup_backend
+    from torch._inductor import list_mode_options
+
+    found: Callable[..., Any] = lookup_backend(name)
+
+    def compile_graph(graph: Any, inputs: Any, **more: Any) -> Any:
+        if name != "inductor":
+            return found(graph, inputs)
+        patches = {**(list_mode_options(mode) if mode else {}), **more.get("options", {})}
+        return found(graph, inputs, config_patches=patches or None)
+
+    return partial(compile_graph)
