@@ -22,8 +22,19 @@ from ..references import Combine, Reference, Unconditional, combine
 from ..spec import AdapterSpec
 from . import text, vision
 from .adapters import LoadedAdapter
+from .kept import Kept, digest
+from .kept import size as size_of
 
 log = logging.getLogger(__name__)
+
+_SLICE = 32
+"""Pictures whose features are in memory at a time, where each makes tokens of its own."""
+
+_features: Kept[Tensor] = Kept(64 << 20, size_of)
+"""By encoder; its tens of pictures."""
+
+_prompts: Kept[ImagePrompt] = Kept(4 << 20, lambda found: size_of(found.conditional))
+"""By adapter; keys and values are kept with a prompt, so the same one saves these as well."""
 
 _empty: WeakKeyDictionary[Any, dict[tuple[Unconditional, int], Tensor]] = WeakKeyDictionary()
 """Hidden features of "no image" per encoder, kind and picture size, ``[1, P, W]``; constants."""
@@ -98,21 +109,48 @@ def encode_references(
         raise IncompatibleModelError(
             f"{adapter.label} reads an instruction beside the image. Use Encode Instructed Prompt."
         )
-    roles: dict[bool, list[Tensor]] = {True: [], False: []}
-    for one in references:
-        features = read(adapter, clip_vision, one.image, one.fit, size)
-        roles[one.is_negative].append(one.weight * features)
-    if not roles[False]:
+    if all(one.is_negative for one in references):
         raise ImageError(
             "All references are negative; needed is at least one positive one, which says what the "
             "picture is to be like."
         )
+    progress = vision.progress(sum(len(one.image) for one in references))
+    if how == "concat" and any(len(one.image) > _SLICE for one in references):
+        return _encode_slices(
+            adapter, clip_vision, references, size, frames, unconditional, progress
+        )
+    roles: dict[bool, list[Tensor]] = {True: [], False: []}
+    for one in references:
+        features = read(adapter, clip_vision, one.image, one.fit, size, progress)
+        roles[one.is_negative].append(one.weight * features)
     positive = combine(torch.cat(roles[False]), how)
     if roles[True]:
         negative = combine(torch.cat(roles[True]), how)
     else:
         negative = no_image(adapter, clip_vision, positive, unconditional, size)
     return from_features(adapter, Features(image=positive), Features(image=negative), frames)
+
+
+def _encode_slices(
+    adapter: LoadedAdapter,
+    clip_vision: Any,
+    references: Sequence[Reference],
+    size: int | None,
+    frames: int,
+    unconditional: Unconditional,
+    progress: Any,
+) -> ImagePrompt:
+    """As `encode_references`, with the features of a few pictures at a time in memory."""
+    tokens: dict[bool, list[Tensor]] = {True: [], False: []}
+    for one in references:
+        for some in torch.split(one.image, _SLICE):
+            features = one.weight * read(adapter, clip_vision, some, one.fit, size, progress)
+            tokens[one.is_negative].append(_project(adapter, Features(image=features)))
+    if not tokens[True]:
+        nothing = no_image(adapter, clip_vision, features, unconditional, size)
+        tokens[True].append(_project(adapter, Features(image=nothing)))
+    sides = (torch.cat(tokens[False]), torch.cat(tokens[True]))
+    return prompt.from_tokens(*sides, adapter.fingerprint, adapter.label, frames)
 
 
 def from_features(
@@ -129,12 +167,19 @@ def from_features(
     Raises:
         IncompatibleModelError: Something that the projection reads was not given.
     """
-    return prompt.from_tokens(
-        _project(adapter, positive),
-        _project(adapter, negative),
-        adapter.fingerprint,
-        adapter.label,
-        frames,
+    given = (*vars(positive).values(), *vars(negative).values())
+    tensors = digest(*(value for value in given if value is None or isinstance(value, Tensor)))
+    numbers = tuple(value for value in given if isinstance(value, float))
+    return _prompts.get(
+        adapter,
+        (tensors, numbers, frames),
+        lambda: prompt.from_tokens(
+            _project(adapter, positive),
+            _project(adapter, negative),
+            adapter.fingerprint,
+            adapter.label,
+            frames,
+        ),
     )
 
 
@@ -260,6 +305,7 @@ def read(
     image: Tensor,
     fit: images.Fit,
     size: int | None = None,
+    progress: Any = None,
 ) -> Tensor:
     """The features that an adapter reads of pictures.
 
@@ -269,6 +315,7 @@ def read(
         image: ``[B, H, W, C]`` in 0..1.
         fit: How a picture that is not square is made so.
         size: See `encode`.
+        progress: See `vision.features`.
 
     Returns:
         ``[N, E]`` or ``[N, P, W]``.
@@ -280,11 +327,16 @@ def read(
     _kind(adapter)
     check_encoder(adapter.spec, clip_vision, adapter.label)
     side = size or int(clip_vision.image_size)
-    return read_squares(adapter, clip_vision, images.squares(image, side, fit))
+    squares = images.squares(image, side, fit)
+    return read_squares(adapter, clip_vision, squares, progress=progress)
 
 
 def read_squares(
-    adapter: LoadedAdapter, clip_vision: Any, pixels: Tensor, what: str = "picture"
+    adapter: LoadedAdapter,
+    clip_vision: Any,
+    pixels: Tensor,
+    what: str = "picture",
+    progress: Any = None,
 ) -> Tensor:
     """The features that an adapter reads of pictures that are as the encoder wants them.
 
@@ -293,6 +345,7 @@ def read_squares(
         clip_vision: Its encoder; see `check_encoder`.
         pixels: ``[N, 3, S, S]`` in 0..1.
         what: What they are, for messages.
+        progress: See `vision.features`.
 
     Returns:
         ``[N, E]`` or ``[N, P, W]``.
@@ -301,7 +354,12 @@ def read_squares(
         ImageError: The encoder returns values that are not numbers.
         IncompatibleModelError: The adapter reads no picture.
     """
-    features = vision.features(clip_vision, pixels, _kind(adapter))
+    kind = _kind(adapter)
+    features = _features.get(
+        clip_vision,
+        (kind, digest(pixels)),
+        lambda: vision.features(clip_vision, pixels, kind, progress),
+    )
     if not bool(torch.isfinite(features).all()):
         raise ImageError(
             f"The image encoder returned values that are not numbers for this {what}. It "

@@ -63,7 +63,14 @@ def describe(clip_vision: Any) -> str:
     return f"a {kind}, not a CLIP image encoder"
 
 
-def features(clip_vision: Any, pixels: Tensor, kind: FeatureKind) -> Tensor:
+def progress(count: int) -> Any:
+    """The host's progress bar for a number of pictures."""
+    return comfy.utils.ProgressBar(count)
+
+
+def features(
+    clip_vision: Any, pixels: Tensor, kind: FeatureKind, progress: Any | None = None
+) -> Tensor:
     """Encode pictures, a few at a time; the host's stop button works between them.
 
     Args:
@@ -72,6 +79,7 @@ def features(clip_vision: Any, pixels: Tensor, kind: FeatureKind) -> Tensor:
             of its patch; another size than its own stretches its table of positions.
         kind: ``"pooled"``, the projected embedding of the class token, or ``"hidden"``, all tokens
             of the penultimate layer, before any LayerNorm.
+        progress: The bar of a longer work that these pictures are part of; their own unless given.
 
     Returns:
         ``[N, E]`` or ``[N, P, W]``, float32, on the host's intermediate device.
@@ -82,7 +90,7 @@ def features(clip_vision: Any, pixels: Tensor, kind: FeatureKind) -> Tensor:
     """
     mean = tuple(getattr(clip_vision, "image_mean", images.CLIP_MEAN))
     std = tuple(getattr(clip_vision, "image_std", images.CLIP_STD))
-    return _encode(clip_vision, images.normalise(pixels, mean, std), kind)
+    return _encode(clip_vision, images.normalise(pixels, mean, std), kind, progress)
 
 
 def zero_features(clip_vision: Any, size: int, kind: FeatureKind) -> Tensor:
@@ -122,19 +130,21 @@ def load(path: Path) -> Any:
     return _load_hugging_face(tensors, place, encoder, path.name)
 
 
-def _encode(clip_vision: Any, pixel_values: Tensor, kind: FeatureKind) -> Tensor:
+def _encode(
+    clip_vision: Any, pixel_values: Tensor, kind: FeatureKind, bar: Any | None = None
+) -> Tensor:
     height, width = pixel_values.shape[-2:]
     _check(clip_vision, kind, height, width)
-    comfy.model_management.load_models_gpu([clip_vision.patcher])
-    progress = comfy.utils.ProgressBar(len(pixel_values))
+    bar = bar or progress(len(pixel_values))
     out = []
     rows = min(CHUNK, max(1, CHUNK * 224**2 // (height * width)))
+    comfy.model_management.load_models_gpu([clip_vision.patcher])
     for chunk in torch.split(pixel_values, rows):
         comfy.model_management.throw_exception_if_processing_interrupted()
         penultimate, pooled = _run(clip_vision.model, chunk.to(clip_vision.load_device))
         found = pooled if kind == "pooled" else penultimate
         out.append(found.float().to(comfy.model_management.intermediate_device()))
-        progress.update(len(chunk))
+        bar.update(len(chunk))
     return torch.cat(out)
 
 
