@@ -19,7 +19,7 @@ from ..faces import from_tensor
 from ..projections import Features
 from ..prompt import ImagePrompt
 from ..references import Combine, Unconditional, combine
-from . import encoding
+from . import encoding, reading
 from .adapters import LoadedAdapter
 from .folders import stamp_of
 
@@ -94,18 +94,18 @@ def read_masked(adapter: LoadedAdapter, clip_vision: Any, image: Tensor, mask: T
         ``[B, E]`` or ``[B, P, W]``.
 
     Raises:
-        ImageError: See `encoding.read` and `masks.check`.
-        IncompatibleModelError: See `encoding.read`.
+        ImageError: See `reading.read` and `masks.check`.
+        IncompatibleModelError: See `reading.read`.
     """
     if adapter.spec.projection.image is None:
-        return encoding.read(adapter, clip_vision, image, "crop")  # says why it cannot
-    encoding.check_encoder(adapter.spec, clip_vision, adapter.label)
+        return reading.read(adapter, clip_vision, image, "crop")  # says why it cannot
+    reading.check_encoder(adapter.spec, clip_vision, adapter.label)
     side = int(clip_vision.image_size)
     pixels = images.squares(image, side, "crop")
     neutral = pixels.new_tensor(images.CLIP_MEAN).view(1, 3, 1, 1)
     alpha = _square(masks.check(mask).to(pixels), side)
     seen = neutral + alpha * (pixels - neutral)
-    return encoding.read_squares(adapter, clip_vision, seen, "picture and mask")
+    return reading.read_squares(adapter, clip_vision, seen, "picture and mask")
 
 
 def names() -> list[str]:
@@ -176,8 +176,8 @@ def _no_image(
                 f"nor clip_vision is connected. Connect {adapter.spec.encoder_name}, or the "
                 "negative embeds that were encoded with the others."
             )
-        encoding.check_encoder(adapter.spec, clip_vision, adapter.label)
-    return encoding.no_image(adapter, clip_vision, like, unconditional)
+        reading.check_encoder(adapter.spec, clip_vision, adapter.label)
+    return reading.no_image(adapter, clip_vision, like, unconditional)
 
 
 def _square(mask: Tensor, side: int) -> Tensor:

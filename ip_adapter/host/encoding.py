@@ -6,38 +6,28 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import comfy.model_management
 import torch
 from torch import Tensor
 
 from .. import catalogue, images, prompt
-from ..encoders import ENCODERS, Encoder, FeatureKind
 from ..errors import ImageError, IncompatibleModelError
 from ..faces import Faces
 from ..projections import Features
 from ..prompt import ImagePrompt
 from ..references import Combine, Reference, Unconditional, combine
-from ..spec import AdapterSpec
-from . import text, vision
+from . import reading, text, vision
 from .adapters import LoadedAdapter
-from .kept import Kept, digest
-from .kept import size as size_of
+from .kept import Kept, digest, size_of
 
 log = logging.getLogger(__name__)
 
 _SLICE = 32
 """Pictures whose features are in memory at a time, where each makes tokens of its own."""
 
-_features: Kept[Tensor] = Kept(64 << 20, size_of)
-"""By encoder; its tens of pictures."""
-
 _prompts: Kept[ImagePrompt] = Kept(4 << 20, lambda found: size_of(found.conditional))
 """By adapter; keys and values are kept with a prompt, so the same one saves these as well."""
-
-_empty: WeakKeyDictionary[Any, dict[tuple[Unconditional, int], Tensor]] = WeakKeyDictionary()
-"""Hidden features of "no image" per encoder, kind and picture size, ``[1, P, W]``; constants."""
 
 
 def encode(
@@ -104,7 +94,7 @@ def encode_references(
     """
     spec = adapter.spec
     if spec.projection.face is not None:
-        raise _needs_a_face(adapter)
+        raise reading.needs_a_face(adapter)
     if spec.projection.text:
         raise IncompatibleModelError(
             f"{adapter.label} reads an instruction beside the image. Use Encode Instructed Prompt."
@@ -121,13 +111,13 @@ def encode_references(
         )
     roles: dict[bool, list[Tensor]] = {True: [], False: []}
     for one in references:
-        features = read(adapter, clip_vision, one.image, one.fit, size, progress)
+        features = reading.read(adapter, clip_vision, one.image, one.fit, size, progress)
         roles[one.is_negative].append(one.weight * features)
     positive = combine(torch.cat(roles[False]), how)
     if roles[True]:
         negative = combine(torch.cat(roles[True]), how)
     else:
-        negative = no_image(adapter, clip_vision, positive, unconditional, size)
+        negative = reading.no_image(adapter, clip_vision, positive, unconditional, size)
     return from_features(adapter, Features(image=positive), Features(image=negative), frames)
 
 
@@ -144,10 +134,12 @@ def _encode_slices(
     tokens: dict[bool, list[Tensor]] = {True: [], False: []}
     for one in references:
         for some in torch.split(one.image, _SLICE):
-            features = one.weight * read(adapter, clip_vision, some, one.fit, size, progress)
+            features = one.weight * reading.read(
+                adapter, clip_vision, some, one.fit, size, progress
+            )
             tokens[one.is_negative].append(_project(adapter, Features(image=features)))
     if not tokens[True]:
-        nothing = no_image(adapter, clip_vision, features, unconditional, size)
+        nothing = reading.no_image(adapter, clip_vision, features, unconditional, size)
         tokens[True].append(_project(adapter, Features(image=nothing)))
     sides = (torch.cat(tokens[False]), torch.cat(tokens[True]))
     return prompt.from_tokens(*sides, adapter.fingerprint, adapter.label, frames)
@@ -244,11 +236,11 @@ def encode_faces(
                 f"connected. Connect {spec.encoder_name}."
             )
         crops = faces.crops(crop or int(clip_vision.image_size))
-        seen = combine(read(adapter, clip_vision, crops, "crop"), how)
+        seen = combine(reading.read(adapter, clip_vision, crops, "crop"), how)
         if negative is not None:
-            nothing = read(adapter, clip_vision, negative, "crop")
+            nothing = reading.read(adapter, clip_vision, negative, "crop")
         else:
-            nothing = no_image(adapter, clip_vision, seen, unconditional)
+            nothing = reading.no_image(adapter, clip_vision, seen, unconditional)
             if kind == "raw" and unconditional == "as trained":
                 nothing = torch.zeros_like(nothing)  # Kolors: no face is no features at all
     positive = Features(image=seen, face=combine(vectors, how), structure=structure)
@@ -288,165 +280,14 @@ def encode_instructed(
             f"{adapter.label} reads no instruction. Use Encode Image Prompt, or load an IP-Adapter "
             "Instruct."
         )
-    seen = read(adapter, clip_vision, image, fit)
+    seen = reading.read(adapter, clip_vision, image, fit)
     states = [text.last_hidden_states(clip, words) for words in (instruction, description, "")]
     asked, described, empty = (state.expand(len(seen), -1, -1) for state in states)
-    zero = no_image(adapter, clip_vision, seen, "as trained")
+    zero = reading.no_image(adapter, clip_vision, seen, "as trained")
     return from_features(
         adapter,
         Features(image=seen, instruction=asked, prompt=described),
         Features(image=zero, instruction=empty[:1], prompt=empty[:1]),
-    )
-
-
-def read(
-    adapter: LoadedAdapter,
-    clip_vision: Any,
-    image: Tensor,
-    fit: images.Fit,
-    size: int | None = None,
-    progress: Any = None,
-) -> Tensor:
-    """The features that an adapter reads of pictures.
-
-    Args:
-        adapter: Whose kind of features.
-        clip_vision: See `encode`.
-        image: ``[B, H, W, C]`` in 0..1.
-        fit: How a picture that is not square is made so.
-        size: See `encode`.
-        progress: See `vision.features`.
-
-    Returns:
-        ``[N, E]`` or ``[N, P, W]``.
-
-    Raises:
-        ImageError: See `encode`.
-        IncompatibleModelError: The encoder is not the one this adapter was trained with.
-    """
-    _kind(adapter)
-    check_encoder(adapter.spec, clip_vision, adapter.label)
-    side = size or int(clip_vision.image_size)
-    squares = images.squares(image, side, fit)
-    return read_squares(adapter, clip_vision, squares, progress=progress)
-
-
-def read_squares(
-    adapter: LoadedAdapter,
-    clip_vision: Any,
-    pixels: Tensor,
-    what: str = "picture",
-    progress: Any = None,
-) -> Tensor:
-    """The features that an adapter reads of pictures that are as the encoder wants them.
-
-    Args:
-        adapter: Whose kind of features.
-        clip_vision: Its encoder; see `check_encoder`.
-        pixels: ``[N, 3, S, S]`` in 0..1.
-        what: What they are, for messages.
-        progress: See `vision.features`.
-
-    Returns:
-        ``[N, E]`` or ``[N, P, W]``.
-
-    Raises:
-        ImageError: The encoder returns values that are not numbers.
-        IncompatibleModelError: The adapter reads no picture.
-    """
-    kind = _kind(adapter)
-    features = _features.get(
-        clip_vision,
-        (kind, digest(pixels)),
-        lambda: vision.features(clip_vision, pixels, kind, progress),
-    )
-    if not bool(torch.isfinite(features).all()):
-        raise ImageError(
-            f"The image encoder returned values that are not numbers for this {what}. It "
-            "overflows in float16 on some GPUs: start ComfyUI with --fp32-text-enc and try again."
-        )
-    return features
-
-
-def no_image(
-    adapter: LoadedAdapter,
-    clip_vision: Any,
-    like: Tensor,
-    unconditional: Unconditional,
-    size: int | None = None,
-) -> Tensor:
-    """The features of "no image": a zero embedding, or the hidden states of an empty picture.
-
-    Args:
-        adapter: Whose kind of features.
-        clip_vision: See `encode`.
-        like: Features of a picture, for their width and device.
-        unconditional: Which empty picture.
-        size: See `encode`.
-
-    Returns:
-        ``[1, E]`` or ``[1, P, W]``.
-    """
-    if _kind(adapter) == "pooled":
-        return torch.zeros_like(like[:1])
-    side = size or int(clip_vision.image_size)
-    known = _empty.setdefault(clip_vision, {})
-    if (unconditional, side) not in known:
-        if unconditional == "black picture":
-            found = vision.features(clip_vision, torch.zeros(1, 3, side, side), "hidden")
-        else:
-            found = vision.zero_features(clip_vision, side, "hidden")
-        known[unconditional, side] = found
-    return known[unconditional, side]
-
-
-def check_encoder(spec: AdapterSpec, clip_vision: Any, label: str) -> None:
-    """Compare an encoder with the one an adapter was trained with, before any work is done.
-
-    Raises:
-        IncompatibleModelError: They differ, or what is connected is no image encoder.
-    """
-    kind = spec.projection.image
-    assert kind is not None
-    wanted = spec.encoder_name
-    given = vision.recognise(clip_vision)
-    if given is None:
-        raise IncompatibleModelError(
-            f"clip_vision is {vision.describe(clip_vision)}; needed is {wanted}. Connect Load "
-            "Image Encoder or Load CLIP Vision with that file."
-        )
-    found = given.feature_width(kind)
-    if found != spec.projection.features or _is_another(given, spec.encoder):
-        raise IncompatibleModelError(
-            f"{label} does not work with this image encoder: needed is {wanted} "
-            f"({kind} features of width {spec.projection.features}), clip_vision is {given.name} "
-            f"(width {found}). Load the other image encoder, whatever its file is called."
-        )
-
-
-def _is_another(given: Encoder, wanted: Encoder | None) -> bool:
-    """Whether a tower of the right width is another published one: ViT-L/14 has two.
-
-    A fine-tune for another picture size passes.
-    """
-    return wanted is not None and given in ENCODERS and given.name != wanted.name
-
-
-def _kind(adapter: LoadedAdapter) -> FeatureKind:
-    """Which features of a picture an adapter reads.
-
-    Raises:
-        IncompatibleModelError: None at all.
-    """
-    kind = adapter.spec.projection.image
-    if kind is None:
-        raise _needs_a_face(adapter)
-    return kind
-
-
-def _needs_a_face(adapter: LoadedAdapter) -> IncompatibleModelError:
-    return IncompatibleModelError(
-        f"{adapter.label} reads faces. Use Encode Face Prompt, with a face from Detect Face."
     )
 
 

@@ -65,6 +65,6 @@ def digest(*tensors: Tensor | None) -> bytes:
     return found.digest()
 
 
-def size(tensor: Tensor) -> int:
+def size_of(tensor: Tensor) -> int:
     """Bytes."""
     return tensor.numel() * tensor.element_size()

@@ -21,7 +21,7 @@ from ..attention import Scaling
 from ..encoders import PUBLIC
 from ..errors import IncompatibleModelError
 from ..faces import Pick
-from ..host import adapters, encoding, faces
+from ..host import adapters, encoding, faces, reading
 from ..host import embeds as host_embeds
 from ..host.adapters import LoadedAdapter
 from ..nodes.common import FaceModelType
@@ -242,9 +242,9 @@ class TilesMasked(io.ComfyNode):
         adapter = adapters.require(ipadapter)
         vision = calls.encoder_for(adapter, clip_vision)
         tiles, masks = masked_tiles(image, short_side_tiles, tile_weight)
-        features = encoding.read(adapter, vision, tiles, "crop")
+        features = reading.read(adapter, vision, tiles, "crop")
         noised = _noised(tiles, noise)
-        against = None if noised is None else encoding.read(adapter, vision, noised, "crop")
+        against = None if noised is None else reading.read(adapter, vision, noised, "crop")
         for i, mask in enumerate(masks):
             prompt = calls.encode(
                 adapter,

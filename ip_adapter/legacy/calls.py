@@ -15,7 +15,7 @@ from ..attention import Scaling
 from ..errors import IncompatibleModelError
 from ..face_models import FaceModel
 from ..faces import Pick
-from ..host import adapters, encoding, faces, patching
+from ..host import adapters, encoding, faces, patching, reading
 from ..host.adapters import LoadedAdapter
 from ..influence import Influence
 from ..layers import Family, transformers
@@ -167,7 +167,7 @@ def encode(
         by_frame: Whether the reference i is for the picture i of the batch.
     """
     if negative is None:
-        negative = encoding.no_image(adapter, clip_vision, features, BLACK)
+        negative = reading.no_image(adapter, clip_vision, features, BLACK)
     else:
         negative = to_count(negative, len(features))
     if not by_frame and len(features) > 1 and how != "concat":
@@ -206,14 +206,14 @@ def read(
 
     Raises:
         IncompatibleModelError: An encoder or face model is missing, or not the right one.
-        ImageError: See `encoding.read` and `faces.detect`.
+        ImageError: See `reading.read` and `faces.detect`.
     """
     if by_frame:
         how = "concat"  # each of them stays by itself
     if adapter.spec.projection.face is None:
         vision = encoder_for(adapter, clip_vision)
-        against = None if negative is None else encoding.read(adapter, vision, negative, "crop")
-        features = encoding.read(adapter, vision, image, "crop")
+        against = None if negative is None else reading.read(adapter, vision, negative, "crop")
+        features = reading.read(adapter, vision, image, "crop")
         prompt = encode(adapter, vision, features, negative=against, how=how, by_frame=by_frame)
         return prompt, image
     model = face_model_for(adapter, insightface)

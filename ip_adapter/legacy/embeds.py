@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from .. import embeds as library
 from ..attention import Scaling
 from ..errors import IPAdapterError
-from ..host import adapters, encoding
+from ..host import adapters, reading
 from ..host import embeds as host
 from ..references import Combine, combine
 from .calls import BLACK, Strength, Weight, apply, encoder_for, to_count
@@ -69,10 +69,10 @@ class Encoder(io.ComfyNode):
         adapter = adapters.require(ipadapter)
         encoder = encoder_for(adapter, clip_vision)
         if mask is None:
-            positive = encoding.read(adapter, encoder, image, "crop")
+            positive = reading.read(adapter, encoder, image, "crop")
         else:
             positive = host.read_masked(adapter, encoder, image, _mask(mask, len(image)))
-        negative = encoding.no_image(adapter, encoder, positive, BLACK)
+        negative = reading.no_image(adapter, encoder, positive, BLACK)
         if adapter.spec.projection.image == "pooled":
             negative = to_count(negative, len(positive))
         return io.NodeOutput(weight * positive, negative)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import enhance
 from ..attention import Scaling
-from ..host import adapters, encoding
+from ..host import adapters, reading
 from ..host.adapters import LoadedAdapter
 from ..references import Combine
 from . import calls, common
@@ -145,7 +145,7 @@ def _run(
         adapter,
         vision,
         _features(adapter, vision, image, *enhancement, by_frame=strength.by_frame),
-        negative=None if negative is None else encoding.read(adapter, vision, negative, "crop"),
+        negative=None if negative is None else reading.read(adapter, vision, negative, "crop"),
         how=how,
         by_frame=strength.by_frame,
     )
@@ -155,14 +155,14 @@ def _run(
 def _features(
     adapter: LoadedAdapter, vision: Any, image: Tensor, tiles: int, ratio: float, *, by_frame: bool
 ) -> Tensor:
-    whole = encoding.read(adapter, vision, image, "crop")
+    whole = reading.read(adapter, vision, image, "crop")
     count = min(tiles, MOST, *image.shape[1:3])
     if count == 1:
         return whole
     tiled = torch.cat(
         [  # picture by picture: up to 256 tiles of each are held at once
             enhance.merge(
-                encoding.read(adapter, vision, enhance.split(one[None], count), "crop"), count
+                reading.read(adapter, vision, enhance.split(one[None], count), "crop"), count
             )
             for one in image
         ]

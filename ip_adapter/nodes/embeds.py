@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from .. import images
-from ..host import adapters, encoding
+from ..host import adapters, reading
 from ..host import embeds as host
 from ..host.features import schema, show_on_node
 from ..references import COMBINATIONS, Combine
@@ -66,8 +66,8 @@ class EncodeEmbeds(io.ComfyNode):
     ) -> io.NodeOutput:
         """Encode the references and the empty picture."""
         adapter = adapters.require(ip_adapter)
-        found = encoding.read(adapter, clip_vision, image, fit)
-        nothing = encoding.no_image(adapter, clip_vision, found, "as trained")
+        found = reading.read(adapter, clip_vision, image, fit)
+        nothing = reading.no_image(adapter, clip_vision, found, "as trained")
         show_on_node(f"embeds {list(found.shape)}")
         return io.NodeOutput(found, nothing)
 

@@ -188,7 +188,7 @@ def test_an_encoder_that_overflows_is_noticed(
     vision.model.vision_model.embeddings.class_embedding.fill_(float("nan"))
     with pytest.raises(Exception, match="--fp32-text-enc"):
         encode(adapter, vision, pictures(1), "crop")
-    assert vision not in host.library("ip_adapter.host.encoding")._empty  # nothing half-made
+    assert vision not in host.library("ip_adapter.host.reading")._empty  # nothing half-made
 
 
 def test_references_count_by_weight_and_role(

@@ -242,12 +242,12 @@ def test_encoder_and_embeds_are_the_direct_call(
 ) -> None:
     """What the old nodes for pictures call, bit for bit."""
     calls = host.library("ip_adapter.legacy.calls")
-    encoding = host.library("ip_adapter.host.encoding")
+    reading = host.library("ip_adapter.host.reading")
     image = pictures(2)
     positive, negative = (
         host.node("IPAdapterEncoder").execute(adapter, image, 1.0, clip_vision=vision).args
     )
-    prompt = calls.encode(adapter, vision, encoding.read(adapter, vision, image, "crop"))
+    prompt = calls.encode(adapter, vision, reading.read(adapter, vision, image, "crop"))
     direct = calls.apply(model, adapter, prompt, calls.Strength(weight=0.8))
     node = host.node("IPAdapterEmbeds")
     wanted = sample(direct)

@@ -185,14 +185,14 @@ def test_memory_does_not_grow_with_the_batch(
 ) -> None:
     """Tiles are read picture by picture."""
     seen: list[int] = []
-    encoding = host.library("ip_adapter.host.encoding")
-    read_all = encoding.read
+    reading = host.library("ip_adapter.host.reading")
+    read_all = reading.read
 
     def spy(adapter: Any, vision: Any, image: Tensor, fit: str) -> Tensor:
         seen.append(len(image))
         return read_all(adapter, vision, image, fit)
 
-    monkeypatch.setattr(encoding, "read", spy)
+    monkeypatch.setattr(reading, "read", spy)
     batched(host, model, adapter, vision, pictures(4), enhance_tiles=3)
     assert seen == [4, 9, 9, 9, 9]
 

@@ -189,10 +189,10 @@ def test_an_adapter_for_it_encodes(
 
 
 def test_another_encoder_is_refused_by_name(host: Any, vision: Any, base_adapter: Any) -> None:
-    encoding = host.library("ip_adapter.host.encoding")
+    reading = host.library("ip_adapter.host.reading")
     error = host.library("ip_adapter.errors").IncompatibleModelError
     with pytest.raises(error, match=r"needed is OpenCLIP ViT-H/14 .*is Miniature CLIP"):
-        encoding.check_encoder(base_adapter.spec, vision, "base")
+        reading.check_encoder(base_adapter.spec, vision, "base")
 
 
 def test_no_download_is_named_for_what_is_not_published(host: Any) -> None:
