@@ -7,7 +7,7 @@ PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint format types unit parity host browser hosts workflows screenshots miniature evidence clean
+.PHONY: help setup demo test lint format types unit parity host browser hosts workflows screenshots miniature evidence bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -61,6 +61,9 @@ miniature: setup ## slow: train the parts of the miniature that are not there; a
 
 evidence: setup ## slow: measure what the miniature does: docs/evidence.md with its pictures
 	OMP_NUM_THREADS=1 $(VENV) -m miniature.evidence
+
+bench: setup ## slow: measure what image prompts cost; writes docs/performance.md
+	$(VENV) -m ip_adapter.bench all --page
 
 clean: ## remove caches and the demo's output; .venv and .host stay
 	rm -rf demo test-artifacts htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .host/base

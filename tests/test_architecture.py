@@ -28,11 +28,12 @@ ROOMS = [
     {"__main__"},
 ]
 """A file imports from rows above its own only; then come `host`, the activities `train` and
-`evaluate`, and at last `nodes` and `legacy`."""
+`evaluate`, `bench`, and at last `nodes` and `legacy`."""
 
 FILES = sorted(LIBRARY.glob("*.py"))
 HOST_FILES = sorted((LIBRARY / "host").glob("*.py"))
 ACTIVITY_FILES = sorted([*(LIBRARY / "train").glob("*.py"), *(LIBRARY / "evaluate").glob("*.py")])
+BENCH_FILES = sorted((LIBRARY / "bench").glob("*.py"))
 NODE_FILES = sorted([*(LIBRARY / "nodes").glob("*.py"), *(LIBRARY / "legacy").glob("*.py")])
 MINIATURE = ROOT / "miniature"
 MINIATURE_FILES = sorted(MINIATURE.glob("*.py"))
@@ -63,14 +64,20 @@ def test_library_imports_downwards_and_never_the_host(path: Path) -> None:
 
 @pytest.mark.parametrize("path", HOST_FILES, ids=lambda path: path.stem)
 def test_the_host_room_does_not_know_the_nodes(path: Path) -> None:
-    above = {"nodes", "legacy", "train", "evaluate"}
+    above = {"nodes", "legacy", "train", "evaluate", "bench"}
     assert not any(above & set(module.split(".")) for _, module in imports(path))
 
 
 @pytest.mark.parametrize("path", ACTIVITY_FILES, ids=lambda path: f"{path.parent.name}.{path.stem}")
 def test_activities_do_not_know_the_nodes_nor_one_another(path: Path) -> None:
-    above = {"nodes", "legacy", "train", "evaluate"}
+    above = {"nodes", "legacy", "train", "evaluate", "bench"}
     assert not any(above & set(module.split(".")) for _, module in imports(path))
+
+
+@pytest.mark.parametrize("path", BENCH_FILES, ids=lambda path: path.stem)
+def test_the_bench_knows_all_but_the_nodes(path: Path) -> None:
+    above = {"nodes", "legacy", "evaluate"}
+    assert not any(above & set(module.split(".")) for level, module in imports(path) if level)
 
 
 def test_every_library_file_has_its_row() -> None:
@@ -78,7 +85,9 @@ def test_every_library_file_has_its_row() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [*FILES, *HOST_FILES, *ACTIVITY_FILES, *NODE_FILES, ROOT / "nodes.py"], ids=str
+    "path",
+    [*FILES, *HOST_FILES, *ACTIVITY_FILES, *BENCH_FILES, *NODE_FILES, ROOT / "nodes.py"],
+    ids=str,
 )
 def test_files_are_short_documented_and_quiet(path: Path) -> None:
     source = path.read_text()

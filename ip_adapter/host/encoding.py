@@ -26,8 +26,10 @@ log = logging.getLogger(__name__)
 _SLICE = 32
 """Pictures whose features are in memory at a time, where each makes tokens of its own."""
 
-_prompts: Kept[ImagePrompt] = Kept(4 << 20, lambda found: size_of(found.conditional))
-"""By adapter; keys and values are kept with a prompt, so the same one saves these as well."""
+_prompts: Kept[ImagePrompt] = Kept(
+    768 << 10, lambda found: size_of(found.conditional) + size_of(found.unconditional)
+)
+"""By adapter. Keys and values are kept with a prompt; all layers' are up to 80 times its size."""
 
 
 def encode(

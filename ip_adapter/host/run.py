@@ -125,12 +125,16 @@ class PromptCond(comfy.conds.CONDRegular):  # type: ignore[misc]
         return list(self.cond.shape)
 
 
+Pair = tuple[Tensor, Tensor]
+"""Keys and values."""
+
+
 @dataclass(frozen=True, eq=False)
 class LayerPrompt:
     """One image prompt in one layer.
 
     Attributes:
-        key: ``[F' + F + 1, H, T, D]``, of no image, of the image of each frame, and zeros.
+        key: ``[F' + F, H, T, D]``, of no image and of the image of each frame.
         value: Like `key`.
         frames: F' and F; 1 each, unless the pictures of a batch have prompts of their own.
         weight: The paper's lambda.
@@ -143,22 +147,32 @@ class LayerPrompt:
     weight: float
     is_opposed: bool
 
-    def groups(self, chunks: Sequence[Chunk], *, by_row: bool) -> list[int]:
-        """Which row of keys each group of the batch's rows attends to.
+    def rows(self, chunks: Sequence[Chunk], *, by_row: bool) -> Pair:
+        """What each group of the batch's rows attends to, ``[G, H, T, D]`` each.
 
         Args:
             chunks: What the rows are.
             by_row: Whether each row is a group, instead of each chunk.
         """
         without, with_image = self.frames
-        nothing, image, zeros = (0, without), (without, with_image), (without + with_image, 1)
-        positive, negative = (zeros, image) if self.is_opposed else (image, nothing)
-        out: list[int] = []
+        chosen: list[int] = []
+        empty: list[int] = []
         for chunk in chunks:
-            first, count = positive if chunk.is_positive else negative
+            has_image = chunk.is_positive != self.is_opposed
+            first, count = (without, with_image) if has_image else (0, without)
             places = [first + min(frame, count - 1) for frame in chunk.frames]
-            out += places if by_row else places[:1]
-        return out
+            places = places if by_row else places[:1]
+            if self.is_opposed and not has_image:
+                empty += range(len(chosen), len(chosen) + len(places))
+            chosen += places
+        if chosen == list(range(chosen[0], chosen[0] + len(chosen))):  # no need of a copy
+            key, value = (x[chosen[0] : chosen[0] + len(chosen)] for x in (self.key, self.value))
+        else:
+            key, value = self.key[chosen], self.value[chosen]
+        if empty:
+            key, value = key.clone(), value.clone()
+            key[empty] = value[empty] = 0
+        return key, value
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,9 +189,6 @@ class Prepared:
         frames = {layer.frames for layer in self.layers.values()}
         return bool(self.entry.frames) or bool(frames - {(1, 1)})
 
-
-Pair = tuple[Tensor, Tensor]
-"""Keys and values."""
 
 LiveLayers = dict[Address, tuple[Branch, ...]]
 
@@ -276,11 +287,11 @@ class Run:
             entry = prepared.entry
             each = _per_row(entry.frames, chunks, device)
             for address, layer in prepared.layers.items():
-                chosen = layer.groups(chunks, by_row=by_row)
+                key, value = layer.rows(chunks, by_row=by_row)
                 now = layer.weight * factor
                 key, value = attention.scale(
-                    layer.key[chosen].to(device),
-                    layer.value[chosen].to(device),
+                    key.to(device),
+                    value.to(device),
                     now if each is None else now * each,
                     entry.scaling,
                     entry.adapter.spec.projection.tokens,
@@ -378,7 +389,7 @@ def _prepare(
 def _keys_values(
     entry: Entry, layers: dict[Address, HostLayer], dtype: torch.dtype, bridge: Any | None
 ) -> dict[int, Pair]:
-    """Keys and values of the active layers, ``[F' + F + 1, H, T, D]`` each, zeros last."""
+    """Keys and values of the active layers, ``[F' + F, H, T, D]`` each."""
     prompt, adapter = entry.prompt, entry.adapter
     heads = {layer.index: layers[layer.address].heads for layer in adapter.spec.family.layers}
     known: dict[tuple[int, int, torch.dtype], Pair] = {}
@@ -398,8 +409,7 @@ def _keys_values(
                 parts[layer.index].append((next(split), next(split)))
         for index, pairs in parts.items():
             key, value = (torch.cat(part) for part in zip(*pairs, strict=True))
-            zeros = torch.zeros_like(key[:1])
-            known[places[index]] = (torch.cat((key, zeros)), torch.cat((value, zeros)))
+            known[places[index]] = (key, value)
     return {index: known[place] for index, place in places.items()}
 
 

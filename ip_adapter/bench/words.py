@@ -1,0 +1,80 @@
+"""The words of the page and the goals: what is written by hand beside figures that are not.
+
+A remark of a group says what its figures do not: what the time that is left is spent on (from a
+profile), and what was tried. It is written after measuring, and checked with each new measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+GOALS: Mapping[str, Mapping[Any, float]] = {
+    # (device, adapters) -> the most that a step may take; "graph" is compiled or captured
+    "step": {
+        ("cpu", 1): 1.01,
+        ("cpu", 3): 1.03,
+        ("cuda", 1): 1.03,
+        ("cuda", 3): 1.06,
+        ("graph", 1): 1.01,
+    },
+    "loading": {"time": 1.2, "memory": 1.2},
+    # extra peak / (keys, values and masks of the prompt), and bytes that stay after /free
+    "memory": {"peak": 1.0, "stays": 0.0},
+    "encodings": {"nothing": 0.0, "weight": 0.0, "reference": 1.0},
+}
+"""What issue 6 asks for."""
+
+TITLES: Mapping[str, str] = {
+    "steps": "A step with image prompts",
+    "diffusers": "Beside diffusers",
+    "queue": "From prompt to first step",
+    "loading": "Loading an adapter",
+    "memory": "Memory",
+    "scaling": "Cost as work grows",
+    "training": "Training",
+}
+"""Of the groups, in the order of the page."""
+
+METHODS: Mapping[str, str] = {
+    "steps": (
+        "Whole steps of the host's sampler: guidance, wrappers, UNet. The control is the base "
+        "model against itself: the noise that every other row has as well. The second table counts "
+        "what a step is made of; it holds for every machine."
+    ),
+    "diffusers": (
+        "The same UNet weights in diffusers, without and with its own IP-Adapter processors, in "
+        "the same rounds as ours. Overhead is what is over 1. The last figure is our overhead less "
+        "a third of theirs, as difference: at most 0 is the goal."
+    ),
+    "queue": (
+        "The host's own executor in this process, from the prompt to the first call of the UNet, "
+        "against the same graph without image prompt. The seed changes in every prompt, for else "
+        "the host does nothing at all."
+    ),
+    "loading": (
+        "Our loader against safetensors' `load_file` of the same file; every tensor is then read "
+        "once on both sides, because both map the file and read nothing by themselves. The file "
+        "is in the system's cache."
+    ),
+    "memory": (
+        "Peak: what a sampling run of two steps needs over the same run of the base model, divided "
+        "by the size of the keys, values and masks that it cannot do without. Growth: after each "
+        "prompt of a long queue in which reference, weight and adapter change at random, in the "
+        "host's executor; the goal is a slope of zero within its interval. It does not depend on "
+        "the size of the picture, which is small."
+    ),
+    "scaling": (
+        "The exponent p of cost = c * size ^ p, fitted over the sizes of a row. Steps are timed "
+        "with and, where the base grows as well, without an adapter; added arithmetic is counted."
+    ),
+    "training": (
+        "Steps of `ip_adapter.train` and of a plain loop over diffusers' UNet with the same "
+        "weights, batch and optimizer, in turn. The ratio is of samples per second, theirs / ours, "
+        "so that less is better here too."
+    ),
+}
+"""What a group's figures are."""
+
+REMARKS: Mapping[str, str] = {}
+"""By group: where the remaining time goes, and what was tried."""
