@@ -47,7 +47,7 @@ def take(options: dict[str, Any], patcher: Any) -> Any | None:
     if not wrappers:
         return None
     wrapper = wrappers[-1]
-    modules = inspect.getclosurevars(wrapper).nonlocals.get("compiled_module_dict", {})
+    modules = _modules(wrapper)
     how = patcher.model_options.get("torch_compile_kwargs")
     if set(modules) != {UNET} or how is None:
         log.warning(
@@ -72,6 +72,15 @@ def in_place(model: Any, compiled: Any | None) -> Iterator[None]:
         yield
     finally:
         setattr(model, UNET, before)
+
+
+def _modules(wrapper: Any) -> dict[str, Any]:
+    """What the host's wrapper puts into the model, by name; nothing for a wrapper of others."""
+    try:
+        found = inspect.getclosurevars(wrapper).nonlocals.get("compiled_module_dict", {})
+    except TypeError:
+        return {}
+    return dict(found)
 
 
 def _compile(module: Any, how: dict[str, Any]) -> Any:
@@ -107,7 +116,8 @@ def _backend(name: Any, mode: str | None) -> Callable[..., Any]:
     def compile_graph(graph: Any, inputs: Any, **more: Any) -> Any:
         if name != "inductor":
             return found(graph, inputs)
-        patches = {**(list_mode_options(mode) if mode else {}), **more.get("options", {})}
+        patches = {**(list_mode_options(mode) if mode else {}), **(more.get("options") or {})}
+        patches.pop("guard_filter_fn", None)  # an older torch hands it on
         return found(graph, inputs, config_patches=patches or None)
 
     return partial(compile_graph)

@@ -148,6 +148,7 @@ PARTNERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # torch's own
 @pytest.mark.parametrize("name", PARTNERS)
 def test_partner_and_image_prompt_both_act_in_either_order(
     host: Any, model: Any, apply: Applier, sample: Sampler, hand: ByHand, name: str

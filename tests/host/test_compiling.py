@@ -109,3 +109,18 @@ def test_a_compilation_that_cannot_be_repeated_is_left_out_and_said(
     parts = compiled(model, graphs, keys=["diffusion_model.middle_block"])
     assert torch.equal(sample(apply(parts)), sample(apply(model)))
     assert graphs.count == 0 and "runs without torch.compile" in caplog.text
+
+
+def test_another_packs_wrapper_is_left_out_and_said(
+    model: Any, apply: Applier, sample: Sampler, graphs: Graphs, caplog: Any
+) -> None:
+    from comfy.patcher_extension import WrappersMP
+
+    class Wrapper:
+        def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+            raise AssertionError("a wrapper that compiles would not see the image")
+
+    patched = apply(model)
+    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "torch.compile", Wrapper())
+    assert torch.equal(sample(patched), sample(apply(model)))
+    assert "runs without torch.compile" in caplog.text
