@@ -6,17 +6,19 @@ ignore these. So a run with image prompts leaves the host's graphs alone and has
 with the guards on attention replacements kept. Keys, values and masks are inputs of that graph, and
 weights are part of the values: another reference, weight or moment of a schedule needs no other
 graph; another number of image prompts, or of their tokens, does.
+
+It is one graph or none. After a break torch compiles the layers' own code, which all layers share,
+and the guards that would tell them apart are on the options that differ at every step.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -30,6 +32,9 @@ UNET = "diffusion_model"
 
 _compiled: WeakKeyDictionary[Callable[..., Any], Any] = WeakKeyDictionary()
 """By the host's wrapper, which lives as long as the MODELs that were made of it."""
+
+_failed: WeakSet[Any] = WeakSet()
+"""Those that could not be compiled as one graph."""
 
 
 def take(options: dict[str, Any], patcher: Any) -> Any | None:
@@ -57,21 +62,39 @@ def take(options: dict[str, Any], patcher: Any) -> Any | None:
         return None
     if wrapper not in _compiled:
         _compiled[wrapper] = _compile(patcher.get_model_object(UNET), how)
-    return _compiled[wrapper]
+    return None if _compiled[wrapper] in _failed else _compiled[wrapper]
 
 
-@contextmanager
-def in_place(model: Any, compiled: Any | None) -> Iterator[None]:
-    """Let a model use its compiled UNet for one forward pass."""
+def call(model: Any, compiled: Any | None, forward: Callable[[], Any]) -> tuple[Any, Any | None]:
+    """Do a forward pass of a model with its compiled UNet, or, where that cannot be, without.
+
+    Args:
+        model: The host's model.
+        compiled: See `take`.
+        forward: The pass.
+
+    Returns:
+        What `forward` returned, and what to use from now on: `compiled` or None.
+    """
     if compiled is None:
-        yield
-        return
+        return forward(), None
+    from torch._dynamo.exc import TorchDynamoException
+
     before = getattr(model, UNET)
     setattr(model, UNET, compiled)
     try:
-        yield
+        return forward(), compiled
+    except TorchDynamoException as error:
+        _failed.add(compiled)
+        reason = str(error).strip().splitlines()[0]
+        log.warning(
+            "IP-Adapter: this model cannot be compiled as one graph with image prompts (%s); it "
+            "runs without torch.compile while one is applied",
+            reason,
+        )
     finally:
         setattr(model, UNET, before)
+    return forward(), None
 
 
 def _modules(wrapper: Any) -> dict[str, Any]:
@@ -89,7 +112,7 @@ def _compile(module: Any, how: dict[str, Any]) -> Any:
         getattr(module, "_orig_mod", module),
         backend=_backend(how.get("backend", "inductor"), how.get("mode")),
         options=options,
-        fullgraph=bool(how.get("fullgraph")),
+        fullgraph=True,
         dynamic=how.get("dynamic"),
     )
 

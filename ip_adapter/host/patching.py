@@ -222,8 +222,12 @@ def forward_pass(
     if chunks is None:  # a guidance patch brought its own conditioning: it is not the positive one
         chunks = (Chunk(False, None, tuple(range(x.shape[0]))),)
     options = _with_slots(options, run.live(chunks, t, x.device))
-    with compiling.in_place(executor.class_obj, run.compiled):
+
+    def forward() -> Any:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    found, run.compiled = compiling.call(executor.class_obj, run.compiled, forward)
+    return found
 
 
 def _with_slots(options: dict[str, Any], live: LiveLayers) -> dict[str, Any]:

@@ -266,7 +266,7 @@ def test_scaling(bench: Any, world: Any, what: str, arithmetic: int) -> None:
     (row,) = measure(bench.scaling.jobs, world, what)
     found = figures(row)
     assert found["added arithmetic: exponent"].value == pytest.approx(arithmetic, abs=0.02)
-    assert found["added memory: exponent"].value <= 1.5
+    assert found["added memory: exponent"].value < 2  # one frame needs views, many need copies
     sizes = row.context["sizes"]
     assert row.case.startswith(f"{what} {sizes[0]} to {sizes[-1]}")
 
