@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.synthetic import catalogue
+
 pytestmark = pytest.mark.host
 
 LAYERS = {"SD 1.5": 16, "SDXL": 70}
@@ -73,30 +75,25 @@ def test_models_have_the_published_layers(bench: Any, host: Any) -> None:
         assert all(bool(p.isfinite().all()) for p in base.model.model.parameters())
 
 
-@pytest.mark.parametrize("family", ["SD 1.5", "SDXL"])
-@pytest.mark.parametrize("kind", ["global", "plus", "full", "faceid-plus"])
-def test_projections_are_the_published_ones(bench: Any, family: str, kind: str) -> None:
-    from tests.synthetic import catalogue
-
-    published = {
-        ("SD 1.5", "global"): catalogue.global_projection(1024, 768),
-        ("SD 1.5", "plus"): catalogue.resampler(1280, 768, 12, 768),
-        ("SD 1.5", "full"): catalogue.patch_projection(1280, 768),
-        ("SD 1.5", "faceid-plus"): catalogue.face_perceiver(1280, 768),
-        ("SDXL", "global"): catalogue.global_projection(1280, 2048),
-        ("SDXL", "plus"): catalogue.resampler(1280, 1280, 20, 2048),
-        ("SDXL", "faceid-plus"): catalogue.face_perceiver(1280, 2048),
-    }
-    if (family, kind) not in published:
-        pytest.skip("not published")
-    import importlib
-
-    package = bench.models.__name__.removesuffix(".bench.models")
-    projections = importlib.import_module(f"{package}.projections")
+@pytest.mark.parametrize(
+    ("family", "kind", "published"),
+    [
+        ("SD 1.5", "global", catalogue.global_projection(1024, 768)),
+        ("SD 1.5", "plus", catalogue.resampler(1280, 768, 12, 768)),
+        ("SD 1.5", "full", catalogue.patch_projection(1280, 768)),
+        ("SD 1.5", "faceid-plus", catalogue.face_perceiver(1280, 768)),
+        ("SDXL", "global", catalogue.global_projection(1280, 2048)),
+        ("SDXL", "plus", catalogue.resampler(1280, 1280, 20, 2048)),
+        ("SDXL", "faceid-plus", catalogue.face_perceiver(1280, 2048)),
+    ],
+)
+def test_projections_are_the_published_ones(
+    bench: Any, host: Any, family: str, kind: str, published: Any
+) -> None:
     spec = bench.models.projection(kind, family, "real")
+    projections = host.library("ip_adapter.projections")
     built = projections.build_projection(spec, torch.nn, "meta")
-    shapes = {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
-    assert shapes == dict(published[family, kind])
+    assert {name: tuple(t.shape) for name, t in built.state_dict().items()} == dict(published)
 
 
 def test_several_runs_are_open_at_once_and_each_is_its_own(bench: Any, world: Any) -> None:

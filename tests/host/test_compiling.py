@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from miniature import family
 from tests.host.conftest import Applier, Sampler, draw
 from tests.tolerance import assert_close
 
@@ -27,6 +30,32 @@ class Graphs:
     def __call__(self, graph: Any, inputs: Any) -> Any:
         self.count += 1
         return graph.forward
+
+
+Sample = Callable[..., Tensor]
+
+
+@pytest.fixture(scope="module")
+def model(registered: Any) -> Any:
+    """The miniature's: a compilation takes as long as a UNet has layers, and it has seven."""
+    import comfy.sd
+
+    with torch.inference_mode():
+        return comfy.sd.load_checkpoint_guess_config(
+            str(family.BASE), output_vae=False, output_clip=False
+        )[0]
+
+
+@pytest.fixture(scope="module")
+def apply(host: Any) -> Applier:
+    adapters = host.library("ip_adapter.host.adapters")
+    return Applier(host, adapters.load(family.ADAPTERS / "miniature_global.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def sample() -> Sample:
+    states = [[[draw(1, 77, family.WIDTH, seed=seed), {}]] for seed in range(2)]
+    return partial(Sampler(), positive=states[0], negative=states[1])
 
 
 @pytest.fixture
@@ -52,7 +81,7 @@ def compiled(model: Any, graphs: Graphs, **how: Any) -> Any:
 
 @pytest.mark.parametrize("compile_first", [True, False])
 def test_a_compiled_model_sees_the_image(
-    model: Any, apply: Applier, sample: Sampler, graphs: Graphs, compile_first: bool
+    model: Any, apply: Applier, sample: Sample, graphs: Graphs, compile_first: bool
 ) -> None:
     without = compiled(model, graphs, fullgraph=True)
     assert_close(sample(without), sample(model), relative=1e-4)
@@ -66,7 +95,7 @@ def test_a_compiled_model_sees_the_image(
 
 
 def test_reference_weight_and_window_need_no_other_graph(
-    model: Any, apply: Applier, sample: Sampler, graphs: Graphs
+    model: Any, apply: Applier, sample: Sample, graphs: Graphs
 ) -> None:
     base = compiled(model, graphs, fullgraph=True)
     sample(apply(base))
@@ -85,7 +114,7 @@ def test_reference_weight_and_window_need_no_other_graph(
     assert graphs.count == made
 
 
-def test_masks_are_inputs_too(model: Any, apply: Applier, sample: Sampler, graphs: Graphs) -> None:
+def test_masks_are_inputs_too(model: Any, apply: Applier, sample: Sample, graphs: Graphs) -> None:
     base = compiled(model, graphs, fullgraph=True)
     for seed in range(2):
         mask = draw(1, 64, 64, seed=seed).sigmoid()
@@ -95,7 +124,7 @@ def test_masks_are_inputs_too(model: Any, apply: Applier, sample: Sampler, graph
 
 
 def test_several_image_prompts_are_one_graph(
-    model: Any, apply: Applier, sample: Sampler, graphs: Graphs
+    model: Any, apply: Applier, sample: Sample, graphs: Graphs
 ) -> None:
     base = compiled(model, graphs, fullgraph=True)
     for seed in (0, 3):
@@ -107,7 +136,7 @@ def test_several_image_prompts_are_one_graph(
 
 
 def test_a_compilation_that_cannot_be_repeated_is_left_out_and_said(
-    model: Any, apply: Applier, sample: Sampler, graphs: Graphs, caplog: Any
+    model: Any, apply: Applier, sample: Sample, graphs: Graphs, caplog: Any
 ) -> None:
     """Other packs compile parts of the UNet, without any guard on what we put in."""
     parts = compiled(model, graphs, keys=["diffusion_model.middle_block"])
@@ -116,7 +145,7 @@ def test_a_compilation_that_cannot_be_repeated_is_left_out_and_said(
 
 
 def test_another_packs_wrapper_is_left_out_and_said(
-    model: Any, apply: Applier, sample: Sampler, graphs: Graphs, caplog: Any
+    model: Any, apply: Applier, sample: Sample, graphs: Graphs, caplog: Any
 ) -> None:
     from comfy.patcher_extension import WrappersMP
 
@@ -131,7 +160,7 @@ def test_another_packs_wrapper_is_left_out_and_said(
 
 
 def test_a_model_that_breaks_the_graph_runs_without_and_it_is_said_once(
-    host: Any, model: Any, apply: Applier, sample: Sampler, caplog: Any
+    host: Any, model: Any, apply: Applier, sample: Sample, caplog: Any
 ) -> None:
     """The attention of a CPU asks for free memory, which no graph can."""
     base = compiled(model, Graphs())
