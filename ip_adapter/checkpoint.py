@@ -14,7 +14,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,7 @@ class Checkpoint:
         Raises:
             CheckpointError: Tensors are missing or have another shape.
         """
-        # Asked of torch's own layers: the host's have no parameters before loading in Dynamic VRAM.
-        needed = shapes(IPAdapter(self.spec, nn, device="meta").state_dict())
+        needed = _shapes_of(self.spec)
         detection.check_tensors(shapes(self.tensors), needed, self.path.name)
         return list(needed)
 
@@ -192,6 +191,12 @@ def fingerprint(adapter: IPAdapter) -> str:
             some = flat[start : start + _SAMPLE].cpu().contiguous()
             found.update(some.view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+@cache
+def _shapes_of(spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
+    # Asked of torch's own layers: the host's have no parameters before loading in Dynamic VRAM.
+    return shapes(IPAdapter(spec, nn, device="meta").state_dict())
 
 
 def _identified(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.clip_vision
-import comfy.model_management
+import comfy.model_management as management
 import comfy.ops
 import comfy.utils
 import torch
@@ -26,8 +26,8 @@ from ..errors import CheckpointError, IncompatibleModelError
 from ..openclip import OpenCLIPTower, load_tower, resize_positions
 from .openclip import OpenCLIPVision
 
-CHUNK = 8
-"""Pictures of 224 pixels per run of the encoder; bounds its memory whatever the references are."""
+CHUNK = 16
+"""Pictures per run of the encoder at most, fewer where they are larger than 224 pixels."""
 
 _CONFIGS = {
     (1280, 32): "clip_vision_config_h.json",
@@ -134,21 +134,40 @@ def _encode(
     clip_vision: Any, pixel_values: Tensor, kind: FeatureKind, bar: Any | None = None
 ) -> Tensor:
     height, width = pixel_values.shape[-2:]
-    _check(clip_vision, kind, height, width)
+    each = _bytes_per_picture(_check(clip_vision, kind, height, width), height, width)
     bar = bar or progress(len(pixel_values))
-    out = []
-    rows = min(CHUNK, max(1, CHUNK * 224**2 // (height * width)))
-    comfy.model_management.load_models_gpu([clip_vision.patcher])
-    for chunk in torch.split(pixel_values, rows):
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        penultimate, pooled = _run(clip_vision.model, chunk.to(clip_vision.load_device))
+    device = clip_vision.load_device
+    rows = min(len(pixel_values), CHUNK, max(1, CHUNK * 224**2 // (height * width)))
+    management.load_models_gpu([clip_vision.patcher], memory_required=rows * each)
+    rows = max(1, min(rows, int(management.get_free_memory(device) // (2 * each))))
+    out: list[Tensor] = []
+    start = 0
+    while start < len(pixel_values):
+        management.throw_exception_if_processing_interrupted()
+        chunk = pixel_values[start : start + rows].to(device)
+        try:
+            penultimate, pooled = _run(clip_vision.model, chunk)
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                raise
+            rows = -(-rows // 2)  # others use the device too, and no estimate knows that
+            continue
         found = pooled if kind == "pooled" else penultimate
-        out.append(found.float().to(comfy.model_management.intermediate_device()))
+        out.append(found.float().to(management.intermediate_device()))
         bar.update(len(chunk))
+        start += len(chunk)
     return torch.cat(out)
 
 
-def _check(clip_vision: Any, kind: FeatureKind, height: int, width: int) -> None:
+def _bytes_per_picture(encoder: Encoder, height: int, width: int) -> int:
+    """What a transformer's layer needs at its widest, in float32, with all scores of attention."""
+    tokens = height * width // encoder.patch**2 + encoder.has_class_token
+    states, scores = tokens * encoder.hidden, tokens**2 * (encoder.hidden // 64)
+    # States, keys, queries, values, sum, and the two sides of an MLP four times as wide.
+    return 4 * (16 * states + 2 * scores)
+
+
+def _check(clip_vision: Any, kind: FeatureKind, height: int, width: int) -> Encoder:
     encoder = recognise(clip_vision)
     if encoder is None:
         raise IncompatibleModelError(
@@ -167,6 +186,7 @@ def _check(clip_vision: Any, kind: FeatureKind, height: int, width: int) -> None
             f"{encoder.name} cannot read pictures of {width} x {height} pixels: it reads patches "
             f"of {patch}. Choose a multiple of that, such as {near}."
         )
+    return encoder
 
 
 def _run(model: Any, pixel_values: Tensor) -> tuple[Tensor, Tensor]:

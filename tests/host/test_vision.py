@@ -205,8 +205,45 @@ def test_many_pictures_run_in_chunks(
 
 
 def test_larger_pictures_run_in_smaller_chunks(library: Any, seen: list[int]) -> None:
-    library.features(clip_vision(num_hidden_layers=2), pixels(5, 448), "pooled")
-    assert seen == [2, 2, 1]
+    library.features(clip_vision(num_hidden_layers=2), pixels(9, 448), "pooled")
+    assert seen == [4, 4, 1]
+
+
+def test_as_many_pictures_run_as_there_is_memory_for(
+    library: Any, seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as management
+
+    # 5 tokens of 64 numbers, 16 of which are alive; 25 scores of one head, twice: 20,680 bytes.
+    monkeypatch.setattr(management, "get_free_memory", lambda device: 2 * 3 * 20_680)
+    library.features(clip_vision(), pixels(7, 28), "hidden")
+    assert seen == [3, 3, 1]
+    seen.clear()
+    monkeypatch.setattr(management, "get_free_memory", lambda device: 0)
+    library.features(clip_vision(), pixels(2, 28), "hidden")
+    assert seen == [1, 1]
+
+
+def test_a_device_that_is_fuller_than_it_said_gets_fewer_pictures(
+    library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vision = clip_vision()
+    whole = library.features(vision, pixels(7, 28), "hidden")
+    forward, sizes = vision.model.forward, []
+
+    def limited(pixel_values: Any, **more: Any) -> Any:
+        sizes.append(len(pixel_values))
+        if len(pixel_values) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(pixel_values=pixel_values, **more)
+
+    monkeypatch.setattr(vision.model, "forward", limited)
+    room = 2
+    assert_close(library.features(vision, pixels(7, 28), "hidden"), whole)
+    assert sizes == [7, 4, 2, 2, 2, 1]
+    room = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        library.features(vision, pixels(7, 28), "hidden")
 
 
 def test_the_stop_button_works_between_chunks(
