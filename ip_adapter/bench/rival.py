@@ -66,10 +66,10 @@ class Place:
 
 
 PLACES = (
-    Place("SD 1.5", 512, None, Case(("global",))),
-    Place("SD 1.5", 512, None, Case(("plus",))),
-    Place("SD 1.5", 512, None, Case(("plus",) * 3)),
-    Place("SDXL", 1024, 512, Case(("plus",))),
+    Place("SD 1.5", 512, 256, Case(("global",))),
+    Place("SD 1.5", 512, 256, Case(("plus",))),
+    Place("SD 1.5", 512, 256, Case(("plus",) * 3)),
+    Place("SDXL", 1024, 256, Case(("plus",))),
 )
 
 

@@ -100,16 +100,22 @@ def _cases(*chains: str, **more: bool) -> tuple[Case, ...]:
 
 SETS: tuple[Set, ...] = (
     Set("SD 1.5", 512, _cases("global", "plus", "full", "faceid-plus")),
-    Set("SD 1.5", 512, _cases("plus plus plus", "global plus faceid-plus", "plus " * 6)),
+    Set(
+        "SD 1.5",
+        512,
+        _cases("plus plus plus", "global plus faceid-plus", "plus " * 6),
+        on_cpu=256,
+    ),
     Set(
         "SD 1.5",
         512,
         (*_cases("plus", "plus plus plus", is_masked=True), *_cases("plus", is_scheduled=True)),
+        on_cpu=256,
     ),
-    Set("SD 1.5", 512, _cases("global", "plus", "plus plus plus"), guidance=1.0),
+    Set("SD 1.5", 512, _cases("global", "plus", "plus plus plus"), on_cpu=256, guidance=1.0),
     Set("SD 1.5", 512, _cases("plus"), on_cpu=256, batch=4),
-    Set("SD 1.5", 512, _cases("plus"), on_cpu=256, batch=16),
-    Set("SDXL", 1024, _cases("global", "plus", "faceid-plus", "plus plus plus"), on_cpu=512),
+    Set("SD 1.5", 512, _cases("plus"), on_cpu=128, batch=16),
+    Set("SDXL", 1024, _cases("global", "plus", "faceid-plus", "plus plus plus"), on_cpu=256),
 )
 
 
