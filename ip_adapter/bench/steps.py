@@ -12,6 +12,8 @@ import torch
 from ..influence import Curve, Influence
 from . import estimates
 from .errors import BenchError
+from .estimates import Array
+from .inside import interleaved
 from .models import Base, FamilyName, Kind
 from .results import Figure, Row, figure
 from .sampling import Scene, Step, open_runs
@@ -19,6 +21,7 @@ from .words import GOALS
 from .world import Job, World, count_steps, time_steps
 
 MEASURE = "step / step without"
+SHARE = "step / the same step less our own code"
 CONTROL = "no adapter (control of the rows below)"
 
 
@@ -113,8 +116,8 @@ SETS: tuple[Set, ...] = (
         on_cpu=256,
     ),
     Set("SD 1.5", 512, _cases("global", "plus", "plus plus plus"), on_cpu=256, guidance=1.0),
-    Set("SD 1.5", 512, _cases("plus"), on_cpu=256, batch=4),
-    Set("SD 1.5", 512, _cases("plus"), on_cpu=128, batch=16),
+    Set("SD 1.5", 512, _cases("plus"), on_cpu=128, batch=4),
+    Set("SD 1.5", 512, _cases("plus"), on_cpu=64, batch=16),
     Set("SDXL", 1024, _cases("global", "plus", "faceid-plus", "plus plus plus"), on_cpu=256),
 )
 
@@ -139,7 +142,8 @@ def _measure(world: World, one: Set, dtype: str) -> list[Row]:
     scene = Scene(base, side, side, one.batch, one.guidance)
     patched = [case.apply(base, side, side) for case in one.cases]
     work = count_steps(scene, [base.model, *patched])
-    seconds = time_steps(world.settings, scene, [base.model.clone(), base.model.clone(), *patched])
+    models = [base.model.clone(), base.model.clone(), *patched]
+    seconds, inside = _time(world, scene, models)
     note = ""
     if world.settings.size == "real" and side != one.published:
         note = f"{one.published} x {one.published} as published is left to GPUs"
@@ -147,11 +151,27 @@ def _measure(world: World, one: Set, dtype: str) -> list[Row]:
     control = _figure(seconds, 1)
     rows = [Row(f"{_place(world, one)}, {CONTROL}{precision}", (control,), note=note)]
     for place, case in enumerate(one.cases, start=2):
-        shown = _figure(seconds, place, goal=case.goal(world.settings.device))
+        goal = case.goal(world.settings.device)
+        shown = [_figure(seconds, place, goal)]
         context = {"seconds": seconds[:, [0, place]].tolist()}
+        if inside is not None:
+            rest = seconds[:, place] - inside[:, place]
+            shown.append(figure(SHARE, estimates.ratio(rest, seconds[:, place]), goal=goal))
+            context["inside"] = inside[:, place].tolist()
         name = f"{_place(world, one)}, {case.words}{precision}"
-        rows.append(Row(name, (shown,), (work[0], work[place - 1]), note, context))
+        rows.append(Row(name, tuple(shown), (work[0], work[place - 1]), note, context))
     return rows
+
+
+@torch.inference_mode()
+def _time(world: World, scene: Scene, models: list[Any]) -> tuple[Array, Array | None]:
+    """Seconds of steps, and on a CPU those of them that image prompts take."""
+    settings = world.settings
+    if settings.device != "cpu":
+        return time_steps(settings, scene, models), None
+    return open_runs(
+        scene, models, lambda steps: interleaved(steps, settings.rounds, settings.clock)
+    )
 
 
 def _figure(seconds: Any, place: int, goal: float | None = None) -> Figure:

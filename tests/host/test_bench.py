@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,12 +146,37 @@ def test_steps(bench: Any, world: Any, place: str, family: str) -> None:
     for row, case in zip(others, chosen.cases, strict=True):
         less, more = row.work
         assert figures(row)["step / step without"].value > 0
+        assert 1 < figures(row)["step / the same step less our own code"].value < 10
         if len(case.kinds) == 1:
             assert more.attentions - less.attentions == LAYERS[family]
             assert more.products == less.products, "keys and values are the run's, not the step's"
             assert row.figures[0].goal == 1.01
         assert more.reads - less.reads == int(case.is_scheduled)
         assert more.flops > less.flops
+
+
+def test_the_image_prompts_own_time_is_all_of_it_and_only_within_them(
+    bench: Any, world: Any, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = host.library("ip_adapter.host.branch").Branch
+    add, wait = layer.add, 0.005
+
+    def slow(*args: Any) -> Any:
+        time.sleep(wait)
+        return add(*args)
+
+    monkeypatch.setattr(layer, "add", slow)
+    base = world.base("SD 1.5")
+    scene = bench.sampling.Scene(base, 64, 64)
+    patched = bench.steps.Case(("global",)).apply(base, 64, 64)
+    seconds, ours = bench.sampling.open_runs(
+        scene,
+        [base.model, patched],
+        lambda steps: bench.inside.interleaved(steps, 2, bench.clocks.wall_clock),
+    )
+    assert (ours[:, 0] == 0).all()
+    assert (ours[:, 1] > LAYERS["SD 1.5"] * wait).all() and (ours < seconds).all()
+    assert layer.add is slow
 
 
 def test_the_arithmetic_that_is_added_is_attention_to_the_image_tokens(
