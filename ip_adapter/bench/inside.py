@@ -15,20 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from ..host import branch, patching, run
 from .clocks import Timed, interleave
 from .estimates import Array
 
-PLACES: tuple[tuple[Any, str], ...] = (
-    (branch.Branch, "add"),
-    (run.Run, "live"),
-    (patching, "_with_slots"),
-)
-"""All that a pass with image prompts does beside the model's own work; none calls another."""
+
+def _places() -> tuple[tuple[Any, str], ...]:
+    """All that a pass does beside the model's own work; none of these calls another."""
+    from ..host import branch, patching, run
+
+    return (branch.Branch, "add"), (run.Run, "live"), (patching, "_with_slots")
 
 
 class Meter:
-    """Adds up the seconds spent in `PLACES` while it watches."""
+    """Adds up the seconds spent in image prompts' code while it watches."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -36,7 +35,7 @@ class Meter:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Put a stop watch around each place."""
-        kept = [(owner, name, getattr(owner, name)) for owner, name in PLACES]
+        kept = [(owner, name, getattr(owner, name)) for owner, name in _places()]
         for owner, name, function in kept:
             setattr(owner, name, self._timed(function))
         try:
@@ -61,7 +60,7 @@ def interleaved(calls: Sequence[Timed], rounds: int, clock: Any) -> tuple[Array,
     """As `clocks.interleave`, with the seconds that are ours.
 
     Returns:
-        ``[R, N]`` seconds, and ``[R, N]`` of them in `PLACES`.
+        ``[R, N]`` seconds, and ``[R, N]`` of them in image prompts' code.
     """
     meter = Meter()
     ours: list[list[float]] = [[] for _ in calls]
