@@ -98,6 +98,16 @@ def squares(image: Tensor, size: int, fit: Fit) -> Tensor:
     return out.clamp(0, 1).mul(255).round().div(255)
 
 
+def zoom(height: int, width: int, size: int, fit: Fit) -> float:
+    """The factor by which `squares` scales a picture; above 1 it has fewer pixels than are read."""
+    return size / (max(height, width) if fit == "pad" else min(height, width))
+
+
+def share(height: int, width: int, fit: Fit) -> float:
+    """How much of a picture's area `squares` shows, 0..1."""
+    return min(height, width) / max(height, width) if fit == "crop" else 1.0
+
+
 def normalise(
     pixels: Tensor,
     mean: tuple[float, ...] = CLIP_MEAN,
@@ -126,7 +136,7 @@ def _tile_count(pixels: Tensor) -> int:
 def _cover(pixels: Tensor, size: int, tiles: int) -> Tensor:
     """Scale the short side to `size` and take `tiles` squares, evenly spread over the long one."""
     height, width = pixels.shape[-2:]
-    scale = size / min(height, width)
+    scale = zoom(height, width, size, "crop")
     scaled = _resize(pixels, round(scale * height), round(scale * width))
     height, width = scaled.shape[-2:]
     slack_y, slack_x = height - size, width - size
@@ -144,7 +154,7 @@ def _cover(pixels: Tensor, size: int, tiles: int) -> Tensor:
 def _pad(pixels: Tensor, size: int) -> Tensor:
     """Scale the long side to `size` and centre the picture on CLIP's mean colour."""
     height, width = pixels.shape[-2:]
-    scale = size / max(height, width)
+    scale = zoom(height, width, size, "pad")
     scaled = _resize(pixels, max(1, round(scale * height)), max(1, round(scale * width)))
     height, width = scaled.shape[-2:]
     top, left = (size - height) // 2, (size - width) // 2

@@ -49,11 +49,27 @@ def read(
         ImageError: See `encoding.encode`.
         IncompatibleModelError: The encoder is not the one this adapter was trained with.
     """
-    _kind(adapter)
-    check_encoder(adapter.spec, clip_vision, adapter.label)
-    side = size or int(clip_vision.image_size)
-    squares = images.squares(image, side, fit)
-    return read_squares(adapter, clip_vision, squares, progress=progress)
+    check(adapter, clip_vision)
+    seen = squares(clip_vision, image, fit, size)
+    return read_squares(adapter, clip_vision, seen, progress=progress)
+
+
+def squares(clip_vision: Any, image: Tensor, fit: images.Fit, size: int | None = None) -> Tensor:
+    """What an encoder is shown of pictures, before its normalisation.
+
+    Args:
+        clip_vision: See `encoding.encode`.
+        image: ``[B, H, W, C]`` in 0..1.
+        fit: How a picture that is not square is made so.
+        size: See `encoding.encode`.
+
+    Returns:
+        ``[N, 3, S, S]`` in 0..1; see `images.squares`.
+
+    Raises:
+        ImageError: See `images.squares`.
+    """
+    return images.squares(image, size or int(clip_vision.image_size), fit)
 
 
 def read_squares(
@@ -124,6 +140,16 @@ def no_image(
             found = vision.zero_features(clip_vision, side, "hidden")
         known[unconditional, side] = found
     return known[unconditional, side]
+
+
+def check(adapter: LoadedAdapter, clip_vision: Any) -> None:
+    """See that an adapter reads pictures, and with this encoder.
+
+    Raises:
+        IncompatibleModelError: It does not; see `check_encoder`.
+    """
+    _kind(adapter)
+    check_encoder(adapter.spec, clip_vision, adapter.label)
 
 
 def check_encoder(spec: AdapterSpec, clip_vision: Any, label: str) -> None:
