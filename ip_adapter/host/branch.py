@@ -64,6 +64,7 @@ class Branch:
         tokens: T, the length of one prompt.
         chunks: What the rows are, as the host announced them.
         places: Where the prompts act, or None for everywhere.
+        entries: The numbers of the N prompts on the model.
     """
 
     key: Tensor
@@ -71,9 +72,16 @@ class Branch:
     tokens: int
     chunks: tuple[Chunk, ...]
     places: Places | None = None
+    entries: tuple[int, ...] = ()
 
-    def add(self, text: Tensor, query: Tensor, options: dict[str, Any]) -> Tensor:
-        """``[B, L, C]`` text attention -> with these image prompts added."""
+    def inputs(
+        self, query: Tensor, options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys, values and places for a query ``[B, L, C]``, as `attention.image_attention` asks.
+
+        Raises:
+            IncompatibleModelError: Its rows are not those that were announced.
+        """
         key, value = self.key, self.value
         places = None
         if self.places is not None:
@@ -85,6 +93,11 @@ class Branch:
             groups = [row * len(key) // announced for row in rows]
             key, value = key[groups], value[groups]
             places = None if places is None else places[rows]
+        return key, value, places
+
+    def add(self, text: Tensor, query: Tensor, options: dict[str, Any]) -> Tensor:
+        """``[B, L, C]`` text attention -> with these image prompts added."""
+        key, value, places = self.inputs(query, options)
         image = attention.image_attention(
             query,
             key,

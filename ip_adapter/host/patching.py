@@ -23,7 +23,7 @@ from .. import masks
 from ..errors import IncompatibleModelError
 from ..influence import Influence, Timing, check_window
 from ..prompt import ImagePrompt
-from . import compiling, face_lora, unet
+from . import compiling, face_lora, recording, unet
 from .adapters import LoadedAdapter
 from .branch import Branch, Chunk
 from .run import Entry, LiveLayers, PromptCond, Run
@@ -44,10 +44,12 @@ class Slot:
     Attributes:
         branches: The image prompts that are live in this layer.
         wrapped: The replacement that another pack has put there, or None.
+        witness: Who records what the image prompts do, or None.
     """
 
     branches: tuple[Branch, ...]
     wrapped: Any = None
+    witness: recording.Witness | None = None
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         """Text attention, then every image prompt.
@@ -69,6 +71,8 @@ class Slot:
             )
         else:
             out = self.wrapped(q, k, v, extra_options)
+        if self.witness is not None:
+            self.witness(out, q, self.branches, extra_options)
         for branch in self.branches:
             out = branch.add(out, q, extra_options)
         return out  # type: ignore[no-any-return]
@@ -171,6 +175,12 @@ def sampling_run(
     patcher = guider.model_patcher
     compiled = compiling.take(options, patcher)
     layers = {layer.address: layer for layer in unet.cross_attention_layers(patcher)}
+    recorded = recording.start(options, entries, layers, patcher, sigmas, noise.shape)
+    if recorded is not None and compiled is not None:
+        compiled = None
+        log.warning(
+            "IP-Adapter: this sampling runs without torch.compile, to record attention maps"
+        )
     run = Run(
         entries,
         layers,
@@ -179,6 +189,7 @@ def sampling_run(
         (noise.shape[-2], noise.shape[-1]),
         unet.token_bridge(patcher),
         compiled=compiled,
+        recorded=recorded,
     )
     run.warn_of_idle_entries(sigmas)
     # The guider's copy for one run, which ends with it.
@@ -193,7 +204,10 @@ def sampling_run(
                 KEY: PromptCond(run, frames, is_positive),
             }
     try:
-        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        made = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        if recorded is not None:
+            recorded.finish(made)
+        return made
     finally:
         # A guider object may outlive an interrupted run; the run's tensors must not.
         for conds in guider.conds.values():
@@ -221,7 +235,8 @@ def forward_pass(
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     if chunks is None:  # a guidance patch brought its own conditioning: it is not the positive one
         chunks = (Chunk(False, None, tuple(range(x.shape[0]))),)
-    options = _with_slots(options, run.live(chunks, t, x.device))
+    watching = None if run.recorded is None else run.recorded.begin(chunks, t)
+    options = _with_slots(options, run.live(chunks, t, x.device), watching)
 
     def forward() -> Any:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
@@ -230,12 +245,18 @@ def forward_pass(
     return found
 
 
-def _with_slots(options: dict[str, Any], live: LiveLayers) -> dict[str, Any]:
+def _with_slots(
+    options: dict[str, Any], live: LiveLayers, watching: recording.Pass | None
+) -> dict[str, Any]:
     """The options with a slot in every live layer, around what another pack may have put there."""
     replace = options.get("patches_replace", {})
     theirs = replace.get("attn2", {})
     ours = {
-        address: Slot(branches, theirs.get(address, theirs.get(address[:2])))
+        address: Slot(
+            branches,
+            theirs.get(address, theirs.get(address[:2])),
+            None if watching is None else watching.at(address),
+        )
         for address, branches in live.items()
     }
     return {**options, "patches_replace": {**replace, "attn2": {**theirs, **ours}}}

@@ -177,8 +177,16 @@ class LayerPrompt:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What is constant of one entry in a run."""
+    """What is constant of one entry in a run.
 
+    Attributes:
+        number: Its place among the entries of the model.
+        entry: What was applied.
+        layers: Keys and values where it is active.
+        schedule: When it acts.
+    """
+
+    number: int
     entry: Entry
     layers: dict[Address, LayerPrompt]
     schedule: Schedule
@@ -205,6 +213,7 @@ class Run:
         bridge: The model's `unet.token_bridge`.
         compiled: The UNet as `compiling.take` gives it. All layers stay live then, also at a factor
             of 0, so that every forward pass has the same structure.
+        recorded: The `recording.Recording` of it, or None.
     """
 
     def __init__(
@@ -217,12 +226,16 @@ class Run:
         bridge: Any | None = None,
         *,
         compiled: Any | None = None,
+        recorded: Any | None = None,
     ) -> None:
         self.compiled = compiled
+        self.recorded = recorded
         self._latent = latent
         self._live: OrderedDict[Any, tuple[tuple[float, ...], LiveLayers]] = OrderedDict()
         self._prepared = [
-            _prepare(entry, layers, sampling, dtype, bridge) for entry in entries if entry.active
+            _prepare(number, entry, layers, sampling, dtype, bridge)
+            for number, entry in enumerate(entries)
+            if entry.active
         ]
         self._is_constant = all(prepared.schedule.is_constant for prepared in self._prepared)
         self._is_by_frame = any(
@@ -297,7 +310,7 @@ class Run:
                     entry.adapter.spec.projection.tokens,
                 )
                 alike = parts.setdefault(address, {}).setdefault(key.shape[2], [])
-                alike.append(_Part(key, value, masked[id(prepared)]))
+                alike.append(_Part(prepared.number, key, value, masked[id(prepared)]))
         places: dict[tuple[int, ...], Places] = {}
         return {
             address: tuple(
@@ -329,6 +342,7 @@ class Run:
 class _Part:
     """One image prompt in one layer for one kind of forward pass, its weight in the values."""
 
+    number: int
     key: Tensor
     value: Tensor
     mask: Tensor | None
@@ -346,11 +360,12 @@ def _branch(
         shared = places.setdefault(
             tuple(id(part.mask) for part in parts), Places(tuple(part.mask for part in parts))
         )
+    numbers = tuple(part.number for part in parts)
     if len(parts) == 1:
-        return Branch(parts[0].key, parts[0].value, tokens, chunks, shared)
+        return Branch(parts[0].key, parts[0].value, tokens, chunks, shared, numbers)
     key = torch.cat([part.key for part in parts], dim=2)
     value = torch.cat([part.value for part in parts], dim=2)
-    return Branch(key, value, tokens, chunks, shared)
+    return Branch(key, value, tokens, chunks, shared, numbers)
 
 
 def _per_row(
@@ -365,6 +380,7 @@ def _per_row(
 
 
 def _prepare(
+    number: int,
     entry: Entry,
     layers: dict[Address, HostLayer],
     sampling: Any,
@@ -383,7 +399,7 @@ def _prepare(
         for layer in entry.adapter.spec.family.layers
         if layer.index in found
     }
-    return Prepared(entry, prepared, Schedule(entry.timing, sampling))
+    return Prepared(number, entry, prepared, Schedule(entry.timing, sampling))
 
 
 def _keys_values(
