@@ -18,6 +18,7 @@ from .attention import decoupled_attention, image_attention
 from .checkpoint import load_adapter
 from .errors import (
     CheckpointError,
+    DownloadError,
     ImageError,
     IncompatibleModelError,
     InfluenceError,
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterSpec",
     "CheckpointError",
+    "DownloadError",
     "Features",
     "IPAdapter",
     "IPAdapterError",

@@ -5,7 +5,8 @@
     ├── IncompatibleModelError  two good files that do not belong together
     ├── ImageError              a picture or mask that cannot become an image prompt
     ├── InfluenceError          a weight or step window that means nothing
-    └── MissingFileError        a named file is not in any of its folders
+    ├── MissingFileError        a named file is not in any of its folders
+    └── DownloadError           a file was not fetched: refused, not reached, broken off, damaged
 
 Every message says what was found, what is needed, and what to do about it.
 """
@@ -42,3 +43,7 @@ class InfluenceError(IPAdapterError):
 
 class MissingFileError(IPAdapterError):
     """A file that was asked for by name is in none of the folders it may be in."""
+
+
+class DownloadError(IPAdapterError):
+    """A file that was asked for could not be fetched, or its licence was not accepted."""
