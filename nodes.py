@@ -8,12 +8,17 @@ from .ip_adapter.host import folders, rivals
 from .ip_adapter.legacy import NODES as LEGACY
 from .ip_adapter.nodes import (
     automatic,
+    downloads,
     embeds,
     faces,
     frames,
+    grid,
     influence,
+    inspect,
     loaders,
+    maps,
     models,
+    preview,
     prompts,
     references,
     regions,
@@ -30,7 +35,12 @@ NODES: list[type[io.ComfyNode]] = [
     *frames.NODES,
     *faces.NODES,
     *influence.NODES,
+    *grid.NODES,
+    *maps.NODES,
     *models.NODES,
+    *preview.NODES,
+    *inspect.NODES,
+    *downloads.NODES,
     *training.NODES,
 ]
 """Our own nodes."""

@@ -17,14 +17,16 @@ from tests.conftest import ROOT
 LIBRARY = ROOT / "ip_adapter"
 ROOMS = [
     {"encoders", "errors", "files", "layers", "refusals"},
-    {"catalogue", "images", "lora", "masks", "names", "spec"},
+    {"catalogue", "drawing", "images", "lora", "masks", "names", "spec"},
     {"attention", "embeds", "enhance", "faces", "presets", "projections", "prompt", "references"},
-    {"retouch", "strategies", "tiles"},
-    {"adapter", "detection", "face_models", "influence", "openclip"},
+    {"grid", "maps", "retouch", "strategies", "tiles"},
+    {"adapter", "detection", "face_models", "heatmap", "influence", "openclip"},
     {"objective"},
-    {"regions"},
-    {"checkpoint"},
-    {"convert"},
+    {"regions", "summary"},
+    {"checkpoint", "diagram"},
+    {"convert", "hub"},
+    {"downloads"},
+    {"model_folders", "obtain"},
     {"__main__"},
 ]
 """A file imports from rows above its own only; then come `host`, the activities `train` and

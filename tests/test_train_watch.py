@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ip_adapter.errors import IPAdapterError
 from ip_adapter.layers import SD15, SDXL
 from ip_adapter.objective import Nothing, Schedule
-from ip_adapter.train import board, journal, samples, watch
+from ip_adapter.train import board, journal, watch
 
 ALPHAS = torch.linspace(0.999, 0.01, 50)
 
@@ -247,23 +247,3 @@ def test_without_tensorboard_there_is_the_file_alone(
     log.numbers(1, {"loss": 0.5})
     log.close()
     assert [path.name for path in tmp_path.iterdir()] == ["watch.jsonl"]
-
-
-def test_a_moving_mean_looks_back_a_tenth() -> None:
-    values = [float(i) for i in range(40)]
-    found = samples.moving_mean(values)
-    assert found[0] == 0 and found[1] == 0.5 and found[20] == pytest.approx(18.5)
-    assert samples.moving_mean([3.0, 5.0]) == [3.0, 5.0]
-
-
-@pytest.mark.parametrize("losses", [[], [0.5], [float("nan")] * 3, [0.3, 0.3], [1.0, 0.5, 0.2]])
-def test_a_curve_is_drawn_of_whatever_there_is(losses: list[float]) -> None:
-    picture = samples.draw_curve(losses)
-    assert picture.shape == (320, 640, 3) and picture.min() >= 0 and picture.max() == 1
-
-
-def test_a_curve_falls_from_left_to_right() -> None:
-    picture = samples.draw_curve([1 - i / 100 for i in range(100)])
-    dark = (picture - torch.tensor([0x1F, 0x4E, 0x9E]) / 255).abs().sum(dim=-1) < 0.01
-    columns = [int(dark[:, x].nonzero().float().mean()) for x in (150, 320, 600)]
-    assert columns == sorted(columns) and columns[2] - columns[0] > 100

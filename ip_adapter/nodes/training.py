@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..host import adapters, folders
 from ..host.features import schema, show_on_node
@@ -26,9 +26,10 @@ class Train(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Trains an IP-Adapter on a few pictures, or goes on with one, and writes it to "
-                "models/ipadapter. For small runs: to fine-tune, or to try things. The stop button "
-                "ends it and keeps what was trained. For more than some hundred pictures there is "
-                "the command line, python -m ip_adapter.train."
+                "models/ipadapter. For small runs: to fine-tune, or to try things. It shows the "
+                "loss and samples as it goes. The stop button ends it and keeps what was trained. "
+                "For more than some hundred pictures there is the command line, python -m "
+                "ip_adapter.train."
             ),
             search_aliases=["train ip adapter", "ipadapter training", "fine-tune", "finetune"],
             inputs=[
@@ -116,6 +117,17 @@ class Train(io.ComfyNode):
                     tooltip="Side of the pictures in pixels: their short side is resized to it and "
                     "the centre is kept. 0 is 512, for SDXL 1024.",
                 ),
+                io.Int.Input(
+                    "sample_every",
+                    default=100,
+                    min=0,
+                    max=100_000,
+                    optional=True,
+                    tooltip="Steps from one sample to the next: a picture made with the adapter as "
+                    "it is, from the first reference and caption, shown on the node with the loss. "
+                    "Fewer are made where they would take more than a tenth of the time. 0 is "
+                    "none. What is learned is the same.",
+                ),
             ],
             outputs=[
                 IPAdapterType.Output(
@@ -152,6 +164,7 @@ class Train(io.ComfyNode):
         ip_adapter: Any = None,
         batch_size: int = 1,
         size: int = 0,
+        sample_every: int = 100,
     ) -> io.NodeOutput:
         """Train, and load what was written."""
         done = in_graph.train(
@@ -163,13 +176,16 @@ class Train(io.ComfyNode):
             None if ip_adapter is None else adapters.require(ip_adapter),
             folders.new_file(folders.ADAPTERS, filename_prefix),
             size=size,
+            sample_every=sample_every,
             steps=steps,
             learning_rate=learning_rate,
             seed=seed,
             batch_size=batch_size,
         )
         show_on_node(f"wrote {done.adapter.path.name}\n{done.words}".strip())
-        return io.NodeOutput(done.adapter, str(done.adapter.path), done.curve)
+        return io.NodeOutput(
+            done.adapter, str(done.adapter.path), done.curve, ui=ui.PreviewImage(done.shown)
+        )
 
 
 def _can_train() -> bool:

@@ -1,4 +1,4 @@
-"""A small training inside the host: its memory, its progress bar and its stop button."""
+"""A small training inside the host: its memory, its progress bar, its pictures, its stop button."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import comfy.utils
 import folder_paths
 from torch import Tensor
 
+from .. import drawing
 from ..errors import IncompatibleModelError
 from ..host import adapters
 from ..host.adapters import LoadedAdapter
@@ -32,12 +33,14 @@ class Done:
     Attributes:
         adapter: Loaded from the file that was written.
         words: See `train.small.Trained`.
-        curve: The loss of every step as a picture, ``[1, H, W, 3]``.
+        curve: The loss over the steps as a picture, ``[1, H, W, 3]``.
+        shown: The same with the newest samples below, ``[1, H', W, 3]``.
     """
 
     adapter: LoadedAdapter
     words: str
     curve: Tensor
+    shown: Tensor
 
 
 def train(
@@ -50,12 +53,14 @@ def train(
     target: Path,
     *,
     size: int = 0,
+    sample_every: int = 0,
     **numbers: float,
 ) -> Done:
     """Train an adapter on a batch of pictures.
 
     The stop button is asked after each step and each encoded row; what was trained until then is
-    written. The host's models are moved out of the way, and nothing is kept in memory.
+    written. The host's models are moved out of the way, and nothing is kept in memory. The node
+    shows the loss, and samples; see `train.live`.
 
     Args:
         models: Of the host; they are not changed.
@@ -66,12 +71,13 @@ def train(
         start: The adapter to go on with, or None.
         target: The file to write.
         size: Side of the pictures in pixels; 0 is the family's own.
+        sample_every: Steps from one sample to the next, at least; 0 for none.
         **numbers: Fields of `train.recipe.Recipe`.
 
     Raises:
         IPAdapterError: See `train.small.train`; or `start` reads more than a picture.
     """
-    from . import recipe, samples, small  # with pydantic, which no other node needs
+    from . import curve, live, recipe, small  # with pydantic, which no other node needs
 
     if start is not None:
         projection = start.spec.projection.layout
@@ -93,12 +99,19 @@ def train(
         "The node's recipe",
     )
     bar = comfy.utils.ProgressBar(asked.steps)
-
-    def on_step(step: Any) -> None:
-        bar.update_absolute(step.number)
-        comfy.model_management.throw_exception_if_processing_interrupted()
+    view = live.Live(asked.steps, sample_every)
 
     def on_row(done: int, total: int) -> None:
+        show_on_node(f"encoding, {done} of {total}")
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def on_ready(session: Any) -> None:
+        view.begin(live.first_reference(session), live.sampler(session))
+        show_on_node(f"training on {len(session.rows)} pictures")
+
+    def on_step(step: Any) -> None:
+        picture = view(step)
+        bar.update_absolute(step.number, None, picture and ("PNG", picture, None))
         comfy.model_management.throw_exception_if_processing_interrupted()
 
     try:
@@ -115,12 +128,19 @@ def train(
             progress=on_row,
             on_step=on_step,
             before_copy=comfy.model_management.unload_all_models,
+            on_ready=on_ready,
         )
     except comfy.model_management.InterruptProcessingException:
         if target.is_file():
             show_on_node(f"stopped; what was trained is in {target.name}")
         raise
     finally:
+        view.close()  # it holds the session
         gc.collect()
         comfy.model_management.soft_empty_cache()
-    return Done(adapters.load(target), done.words, samples.draw_curve(done.losses)[None])
+    return Done(
+        adapters.load(target),
+        done.words,
+        drawing.to_image(curve.draw_curve(done.losses, asked.steps)),
+        drawing.to_image(view.picture()),
+    )

@@ -1,8 +1,7 @@
-"""Pictures of a training: samples by the host's own sampler, and the curve of the loss."""
+"""Pictures of a training: samples by the host's own sampler."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,55 +114,3 @@ def sample_grid(
         fitted = comfy.utils.common_upscale(seen, width, height, "area", "center")
         rows.append(torch.cat([fitted.movedim(1, -1)[0], *made], dim=1))
     return torch.cat(rows)
-
-
-def draw_curve(losses: Sequence[float], *, width: int = 640, height: int = 320) -> Tensor:
-    """A picture of the loss over the steps: each step pale, their moving mean dark.
-
-    Args:
-        losses: Of each step, in order.
-        width: In pixels.
-        height: In pixels.
-
-    Returns:
-        ``[height, width, 3]`` in 0..1.
-    """
-    import numpy as np
-    from PIL import Image, ImageDraw
-
-    picture = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(picture)
-    left, right, top, bottom = 56, width - 12, 12, height - 24
-    pen.rectangle((left, top, right, bottom), outline="#b0b0b0")
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    if finite:
-        low, high = min(finite), max(finite)
-        span = (high - low) or 1.0
-
-        def place(step: int, loss: float) -> tuple[float, float]:
-            x = left + (right - left) * (step / max(len(losses) - 1, 1))
-            return x, bottom - (bottom - top) * (loss - low) / span
-
-        for values, colour, thick in (
-            (losses, "#c9d7ee", 1),
-            (moving_mean(losses), "#1f4e9e", 2),
-        ):
-            dots = [place(i, loss) for i, loss in enumerate(values) if math.isfinite(loss)]
-            if len(dots) > 1:
-                pen.line(dots, fill=colour, width=thick)
-            else:
-                pen.ellipse([(x + d, y + d) for d in (-2, 2) for x, y in dots], fill=colour)
-        pen.text((4, top), f"{high:.4g}", fill="black")
-        pen.text((4, bottom - 10), f"{low:.4g}", fill="black")
-        pen.text((left, bottom + 6), f"loss of {len(losses)} steps", fill="black")
-    return torch.from_numpy(np.asarray(picture).copy()).float() / 255
-
-
-def moving_mean(values: Sequence[float]) -> list[float]:
-    """Mean of the values up to each, over a tenth of them at most."""
-    window = max(1, len(values) // 10)
-    means = []
-    for i in range(len(values)):
-        part = values[max(0, i + 1 - window) : i + 1]
-        means.append(sum(part) / len(part))
-    return means

@@ -90,6 +90,7 @@ def train(
     progress: Progress | None = None,
     on_step: Callable[[Step], None] | None = None,
     before_copy: Callable[[], object] | None = None,
+    on_ready: Callable[[session.Session], object] | None = None,
 ) -> Trained:
     """Train on a batch of pictures, and write the adapter.
 
@@ -106,6 +107,7 @@ def train(
         progress: See `session.prepare`.
         on_step: Called after each step; what it raises ends the training.
         before_copy: See `session.prepare`.
+        on_ready: Called before the first step.
 
     Raises:
         IPAdapterError: See `pairs`, `session.prepare` and `loop.train`.
@@ -121,6 +123,8 @@ def train(
         progress=progress,
         before_copy=before_copy,
     )
+    if on_ready is not None:
+        on_ready(ready)
     losses: list[float] = []
 
     def note(step: Step) -> None:

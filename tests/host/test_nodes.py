@@ -25,6 +25,11 @@ INTERFACE = {
         ["ip_adapter", "clip_vision", "image", "fit", "image_size", "batch", "unconditional"],
         ["image_prompt"],
     ),
+    "ImagePromptPreview": (
+        ["clip_vision", "image", "fit", "image_size", "mask", "ip_adapter"],
+        ["image"],
+    ),
+    "ImagePromptInspect": (["model"], ["text", "diagram"]),
     "ImagePromptEncodeInstructed": (
         ["ip_adapter", "clip_vision", "clip", "image", "fit", "instruction", "description"],
         ["image_prompt"],
@@ -94,14 +99,29 @@ INTERFACE = {
         ],
         ["influence"],
     ),
+    "ImagePromptGrid": (
+        [
+            *("model", "ip_adapter", "image_prompt", "weights", "presets", "start_at", "end_at"),
+            *("mask", "influence"),
+        ],
+        ["model", "grid"],
+    ),
+    "ImagePromptGridPicture": (["images", "grid", "batch", "cell_size"], ["image"]),
+    "ImagePromptRecordMaps": (["model", "picture"], ["model", "maps"]),
+    "ImagePromptShowMaps": (
+        ["maps", "latent", "view", "scale", "reference", "image"],
+        ["image", "masks"],
+    ),
     "ImagePromptTrain": (
         [
             *("model", "vae", "clip", "clip_vision", "images", "captions", "projection"),
             *("steps", "learning_rate", "seed", "filename_prefix"),
-            *("references", "ip_adapter", "batch_size", "size"),
+            *("references", "ip_adapter", "batch_size", "size", "sample_every"),
         ],
         ["ip_adapter", "path", "loss_curve"],
     ),
+    "ImagePromptModels": (["family", "purpose"], ["text"]),
+    "ImagePromptDownload": (["model", "accept_licence", "with_encoder"], ["path", "name"]),
     "ImagePromptSave": (["image_prompt", "filename_prefix"], []),
     "ImagePromptLoad": (["prompt_name"], ["image_prompt"]),
 }
@@ -147,7 +167,7 @@ def test_everything_is_explained(node: Any) -> None:
 def test_workflows_name_existing_nodes_inputs_and_options(host: Any, path: Path) -> None:
     api = json.loads((path.parent / "api" / path.name).read_text())
     used = {node["class_type"] for node in api.values()} & set(INTERFACE)
-    assert "ImagePromptApply" in used
+    assert used & {"ImagePromptApply", "ImagePromptApplyRegions", "ImagePromptGrid"}
     for node in api.values():
         if node["class_type"] not in INTERFACE:
             continue

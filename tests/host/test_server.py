@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import pytest
 
 from scripts.client import Json
 from scripts.graphs import GRAPHS
-from scripts.prompts import read_prompt, read_workflow, shrink
+from scripts.graphs_batches import FRAMES, PROGRAM
+from scripts.prompts import FOLDER, read_prompt, read_workflow, shrink
 from scripts.server import PACK_NAME, Server
 from tests.host.server_fixtures import (
     GOOD,
@@ -23,9 +26,9 @@ from tests.host.server_fixtures import (
     picture,
     renamed,
     replaced,
-    running,
     saved,
 )
+from tests.host.template_host import serving
 from tests.synthetic.models import (
     ADAPTER_BASE,
     ADAPTER_FACE,
@@ -42,6 +45,8 @@ NODES = {
     "ImagePromptAutoLoader": "Load IP-Adapter (automatic)",
     "ImagePromptConvert": "Convert IP-Adapter",
     "ImagePromptEncode": "Encode Image Prompt",
+    "ImagePromptPreview": "Preview Encoder View",
+    "ImagePromptInspect": "Inspect Image Prompts",
     "ImagePromptEncodeInstructed": "Encode Instructed Prompt",
     "ImagePromptReference": "Image Reference",
     "ImagePromptEncodeReferences": "Encode References",
@@ -61,7 +66,13 @@ NODES = {
     "ImagePromptJoin": "Join Image Prompts",
     "ImagePromptApply": "Apply IP-Adapter",
     "ImagePromptInfluence": "Image Prompt Influence",
+    "ImagePromptGrid": "Image Prompt Grid",
+    "ImagePromptGridPicture": "Label Grid",
+    "ImagePromptRecordMaps": "Record Attention Maps",
+    "ImagePromptShowMaps": "Show Attention Maps",
     "ImagePromptTrain": "Train IP-Adapter",
+    "ImagePromptModels": "List IP-Adapter Models",
+    "ImagePromptDownload": "Download IP-Adapter Model",
     "ImagePromptSave": "Save Image Prompt",
     "ImagePromptLoad": "Load Image Prompt",
 }
@@ -69,17 +80,25 @@ NODES = {
 SCALED = 96
 """Side of a picture that the host scaled to 0.01 megapixels and cut to a multiple of 8."""
 
-SIDES = {"image_to_image": SCALED, "inpainting": SCALED}
+SIDES = {"08_inpaint": SCALED, "09_animation_batch": SCALED, "14_image_to_image": SCALED}
+
+SAVED = {"09_animation_batch": FRAMES + 1, "18_seed_batch": 4}
+"""Pictures that a workflow saves, where it is not one; a film counts as one."""
+
+PATCHES = {"ImagePromptApplyRegions": 2, "ImagePromptGrid": 8}
+"""Image prompts that a node of the workflows puts onto a model, where it is not one."""
+
+APPLYING = ("ImagePromptApply", "ImagePromptApplyRegions", "ImagePromptGrid")
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, model_files: Path) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("server"), model_files) as started:
+    with serving(tmp_path_factory.mktemp("server"), model_files) as started:
         yield started
 
 
-def ids(prompt: Json, kind: str) -> set[str]:
-    return {name for name, each in prompt.items() if each["class_type"] == kind}
+def ids(prompt: Json, *kinds: str) -> set[str]:
+    return {name for name, each in prompt.items() if each["class_type"] in kinds}
 
 
 # First, while the host has no picture of theirs in its cache. Workflows may share what comes before
@@ -91,12 +110,14 @@ def test_shipped_workflow_runs(server: Server, name: str) -> None:
     result = server.run(prompt, timeout=300)
 
     pictures = saved(result)
+    assert len(pictures) == SAVED.get(name, 1)
     side = SIDES.get(name, 64)
-    assert [each.shape for each in pictures] == [(side, side, 3)] * len(ids(prompt, "SaveImage"))
+    if not ids(prompt, "ImagePromptGridPicture"):  # a sheet, whose size is the labels' matter
+        assert {each.shape for each in pictures} == {(side, side, 3)}
     assert all(each.std() > 10 for each in pictures)
     assert len({each.tobytes() for each in pictures}) == len(pictures)
 
-    samplers, applied = ids(prompt, "KSampler"), ids(prompt, "ImagePromptApply")
+    samplers, applied = ids(prompt, "KSampler"), ids(prompt, *APPLYING)
     assert applied and applied <= executed(result) | result.cached()
     assert samplers <= executed(result)
     progress = {
@@ -108,7 +129,8 @@ def test_shipped_workflow_runs(server: Server, name: str) -> None:
     assert all(value == most for value, most in progress.values())
 
     log = server.log_text()[before:]
-    assert log.count("16 of 16 layers") == len(applied & executed(result))
+    ran = [prompt[one]["class_type"] for one in applied & executed(result)]
+    assert log.count("16 of 16 layers") == sum(PATCHES.get(kind, 1) for kind in ran)
     assert "invalid value" not in log  # numpy, where a picture holds NaN
 
 
@@ -138,7 +160,7 @@ def test_automatic_knows_files_by_their_content(server: Server) -> None:
         f"{CLIP_VISION}": "clip_vision/1/model.safetensors",
         f"{OPENCLIP}": "unused/open_clip.safetensors",  # nearly the same, but only nearly
     }
-    automatic = shrink(read_prompt("automatic"))
+    automatic = shrink(read_prompt("12_automatic"))
     by_name = changed(GOOD, "ImagePromptLoadAdapter", adapter_name=ADAPTER_PLUS.name)
     expected = picture(server.run(by_name, timeout=300))
     with renamed(server, meaningless):
@@ -190,6 +212,32 @@ def test_the_same_graph_under_other_ids_is_not_encoded_again(server: Server) -> 
     assert len(ours) == 3 and not ours & executed(again)
 
 
+def test_program_of_the_note_queues_a_run_for_each_picture(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "11_api_batch"
+    (note,) = (one for one in read_workflow(name)["nodes"] if one["type"] == "MarkdownNote")
+    (program,) = re.findall(r"```python\n(.*?)```", note["widgets_values"][0], re.DOTALL)
+    assert program.strip() == PROGRAM.strip()
+    path = tmp_path / "workflows" / "api" / f"{name}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(shrink(read_prompt(name))), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert program.count("http://127.0.0.1:8188/") == 1
+    exec(program.replace("http://127.0.0.1:8188/", server.url()), {})
+
+    deadline = time.monotonic() + 300
+    while (queue := server.get("/queue")) and (queue["queue_running"] or queue["queue_pending"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    made = sorted((server.base / "output" / "batch").iterdir())
+    assert [each.name.partition(".")[0] for each in made] == [
+        "ip_adapter_photo",
+        "ip_adapter_reference",
+    ]
+    assert len({each.read_bytes() for each in made}) == 2
+
+
 @pytest.mark.parametrize(("kind", "title"), NODES.items())
 def test_node_explains_itself(server: Server, kind: str, title: str) -> None:
     info = server.object_info(kind)
@@ -217,6 +265,8 @@ def test_templates_are_listed(server: Server) -> None:
 def test_template_is_served(server: Server, name: str) -> None:
     served = server.get(f"/api/workflow_templates/{PACK_NAME}/{name}.json")
     assert served == read_workflow(name)
+    thumbnail = server.get_bytes(f"/api/workflow_templates/{PACK_NAME}/{name}.jpg")
+    assert thumbnail == (FOLDER / f"{name}.jpg").read_bytes()
 
 
 # Last, when all of the above has been logged. The host's own optional parts may fail to import.

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tests.conftest import MODEL_FILES
@@ -77,7 +79,8 @@ def pictures(count: int = 3, seed: int = 0, channels: int = 3) -> Tensor:
 
 
 @pytest.fixture
-def train(host: Any, loaded: Any, vision: Any, folder: Path) -> Any:
+def execute(host: Any, loaded: Any, vision: Any, folder: Path) -> Any:
+    """Run the node; without samples, unless they are asked for."""
     model, clip, vae = loaded
 
     def run(**changes: Any) -> Any:
@@ -94,11 +97,32 @@ def train(host: Any, loaded: Any, vision: Any, folder: Path) -> Any:
             "seed": 1,
             "filename_prefix": "mine/small",
             "size": 64,
+            "sample_every": 0,
             **changes,
         }
-        return host.library("ip_adapter.nodes.training").Train.execute(**given).args
+        return host.library("ip_adapter.nodes.training").Train.execute(**given)
 
     return run
+
+
+@pytest.fixture
+def train(execute: Any) -> Any:
+    return lambda **changes: execute(**changes).args
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, Any]]:
+    """What the node's progress bar showed: steps done, of how many, and a picture or None."""
+    import comfy.utils
+
+    seen: list[tuple[int, int, Any]] = []
+
+    def hook(value: int, total: int, preview: Any, node_id: Any = None) -> None:
+        if total > 1:  # the host's own bar of one caption has one part
+            seen.append((value, total, preview))
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    return seen
 
 
 def weights(adapter: Any) -> dict[str, Tensor]:
@@ -239,7 +263,7 @@ def test_the_host_is_as_it_was_and_nothing_is_kept(
     state = {key: value.clone() for key, value in loaded[0].model.state_dict().items()}
     options = dict(loaded[0].model_options["transformer_options"])
     threads = threading.active_count()
-    train()
+    train(sample_every=2)
     gc.collect()
     assert len(kept) == 1 and kept[0]() is None
     assert not management.in_training and torch.is_inference_mode_enabled()
@@ -268,3 +292,143 @@ def test_it_is_offered_only_where_torch_has_gradients(
 
     monkeypatch.setattr(torch.Tensor, "backward", refuse)
     assert not nodes._can_train()
+
+
+def live(host: Any) -> Any:
+    return host.library("ip_adapter.train.live")
+
+
+def test_it_shows_the_loss_and_samples_while_it_runs(
+    execute: Any, host: Any, shown: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import folder_paths
+
+    monkeypatch.setattr(live(host), "PERIOD", 0.0)
+    monkeypatch.setattr(live(host), "SHARE", 1e9)
+    out = execute(steps=5, sample_every=2)
+    assert [(value, total) for value, total, _ in shown] == [(step, 5) for step in range(1, 6)]
+    kinds, pictures, sides = zip(*(preview for *_, preview in shown), strict=True)
+    assert set(kinds) == {"PNG"} and set(sides) == {None}
+    curve, *others = (picture.size for picture in pictures)
+    assert curve == (640, 320) and set(others) == {(640, others[0][1])} and others[0][1] > 420
+    # A new sample is drawn at steps 2, 4 and, for the last step, 5; at 3 the strip is that of 2.
+    strips = [picture.crop((0, 320, *others[0])).tobytes() for picture in pictures[1:]]
+    assert strips[0] == strips[1] and len(set(strips)) == 3
+    (kept,) = out.ui.as_dict()["images"]
+    with Image.open(Path(folder_paths.get_temp_directory(), kept["filename"])) as last:
+        assert kept["type"] == "temp" and last.tobytes() == pictures[-1].tobytes()
+
+
+def test_without_samples_there_is_the_curve_alone(execute: Any, shown: list[Any]) -> None:
+    execute(steps=3)
+    sizes = [preview[1].size for *_, preview in shown if preview is not None]
+    assert (shown[0][0], shown[-1][0]) == (1, 3) and set(sizes) == {(640, 320)}
+
+
+@pytest.mark.parametrize("projection", ["global", "plus"])
+def test_what_is_shown_changes_nothing(
+    train: Any, host: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch, projection: str
+) -> None:
+    """Neither the adapter nor torch's random stream, whatever the VAE draws."""
+    given = {"projection": projection, "steps": 4}
+    without, _, curve = train(**given)
+    decode, drawn = loaded[2].decode, list[Tensor]()
+
+    def noisy(latents: Tensor) -> Any:
+        drawn.append(torch.randn(3))
+        return decode(latents)
+
+    monkeypatch.setattr(loaded[2], "decode", noisy)
+    monkeypatch.setattr(live(host), "PERIOD", 0.0)
+    monkeypatch.setattr(live(host), "SHARE", 1e9)
+    torch.manual_seed(5)
+    following = torch.rand(4)
+    torch.manual_seed(5)
+    with_samples, _, same = train(**given, sample_every=1)
+    assert len(drawn) == 4 and torch.equal(torch.rand(4), following)
+    before, after = weights(without), weights(with_samples)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert torch.equal(curve, same)
+
+
+def test_a_sample_is_what_the_host_s_sampler_makes(
+    train: Any, host: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Euler's steps over sigmas are DDIM's over time steps; the same noise, text and reference."""
+    import comfy.sample
+    import comfy.samplers
+
+    held: list[Any] = []
+    original = live(host).sampler
+
+    def spy(session: Any) -> Any:
+        held.append(session)
+        return original(session)
+
+    monkeypatch.setattr(live(host), "sampler", spy)
+    train(steps=6, sample_every=1, seed=3)
+    (session,) = held
+    picture = original(session, steps=5, guidance=3.0)()
+    found = torch.from_numpy(np.array(picture)).reshape(-1, 3)
+
+    model, _, vae = loaded
+    features = host.library("ip_adapter.projections").Features
+    row = session.cache.read([0])
+    adapter = host.library("ip_adapter.train.samples").snapshot(session.adapter)
+    prompt = host.library("ip_adapter.host.encoding").from_features(
+        adapter,
+        features(image=row["image"].float()),
+        features(image=torch.zeros(1, POOLED)),
+    )
+    patched, _ = host.library("ip_adapter.host.patching").apply(model, adapter, prompt)
+    noise = torch.randn(row["latents"].shape, generator=torch.Generator().manual_seed(3))
+    sampling = model.get_model_object("model_sampling")
+    sigmas = torch.cat((sampling.sigmas[[999, 799, 599, 399, 199]], torch.zeros(1)))
+
+    def by_host(patched: Any) -> Tensor:
+        latents = comfy.sample.sample_custom(
+            patched,
+            noise,
+            3.0,
+            comfy.samplers.sampler_object("euler"),
+            sigmas,
+            [[row["text"].float(), {}]],
+            [[session.cache.no_text.float(), {}]],
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=0,
+        )
+        return (vae.decode(latents)[0].clamp(0, 1) * 255).reshape(-1, 3)
+
+    assert float((by_host(patched) - found).abs().max()) < 1  # half a level is rounding
+    assert float((by_host(model) - found).abs().max()) > 10  # the adapter is in it
+
+
+def test_the_stop_button_works_during_a_sample(
+    train: Any, host: Any, folder: Path, loaded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as management
+
+    decode = loaded[2].decode
+
+    def stop(latents: Tensor) -> Any:
+        management.interrupt_current_processing()
+        return decode(latents)
+
+    monkeypatch.setattr(loaded[2], "decode", stop)
+    with pytest.raises(management.InterruptProcessingException):
+        train(steps=50, sample_every=3)
+    (written,) = (path for path in folder.rglob("*") if path.is_file())
+    assert host.library("ip_adapter.checkpoint").read(written).metadata["steps"] == "3"
+
+
+def test_a_sample_that_fails_is_no_reason_to_stop(
+    train: Any, loaded: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(latents: Tensor) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(loaded[2], "decode", fail)
+    adapter, *_ = train(steps=4, sample_every=1)
+    assert adapter.spec.projection.tokens == 4
+    assert caplog.text.count("no more samples in this training, one failed: out of memory") == 1
