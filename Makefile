@@ -7,7 +7,7 @@ PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint format types unit parity host browser hosts workflows screenshots miniature evidence bench clean
+.PHONY: help setup demo test lint format types unit parity host browser hosts workflows screenshots pictures miniature evidence bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -53,8 +53,16 @@ hosts: setup ## slow: the host tests against older ComfyUIs
 workflows: setup ## write workflows/ anew
 	$(VENV) -m scripts.workflows
 
-screenshots: setup ## take the pictures of the documentation
+screenshots: setup ## take the pictures of the front end: the first template, every node
 	$(VENV) -m scripts.screenshots
+	$(VENV) -m scripts.screenshots nodes
+
+pictures: setup ## make the documentation's other pictures, and the templates' thumbnails, anew
+	$(VENV) -m scripts.doc_pictures
+	$(VENV) -m scripts.grids
+	$(VENV) -m scripts.inspecting
+	$(VENV) -m scripts.maps
+	$(VENV) -m scripts.thumbnails
 
 miniature: setup ## slow: train the parts of the miniature that are not there; all take two hours
 	$(VENV) -m miniature

@@ -42,6 +42,11 @@ MODELS = {
         "h94/IP-Adapter",
         "models/ip-adapter-plus_sd15.safetensors",
     ),
+    "ip-adapter-plus-face_sd15.safetensors": (
+        "ipadapter",
+        "h94/IP-Adapter",
+        "models/ip-adapter-plus-face_sd15.safetensors",
+    ),
     "control_v11p_sd15_openpose_fp16.safetensors": (
         "controlnet",
         CONTROLNETS,
@@ -102,8 +107,15 @@ class Graph:
     columns: tuple[tuple[Group, ...], ...]
 
 
+def note(shows: str, *points: str) -> str:
+    """An explanation in Markdown: what the workflow shows, then what to put in and to turn."""
+    return "\n".join([shows, "", *(f"- {point}" for point in points)])
+
+
 # The parts that most workflows share.
 
+PLUS = "ip-adapter-plus_sd15.safetensors"
+PLUS_FACE = "ip-adapter-plus-face_sd15.safetensors"
 ENCODER, PROMPT = "encoder.CLIP_VISION", "encode.image_prompt"
 
 
@@ -140,10 +152,14 @@ def encode_image(image: str, clip_vision: str = ENCODER) -> Node:
     return Node("ImagePromptEncode", inputs)
 
 
-REFERENCE = Group(
-    "Reference image",
-    {"reference": load_image("reference", "reference"), "encode": encode_image("reference.IMAGE")},
-)
+def reference(title: str, picture: str, what: str, suffix: str = "") -> Group:
+    """A picture and what is encoded of it: `reference` and `encode`, each with the suffix."""
+    name = f"reference{suffix}"
+    nodes = {name: load_image(picture, what), f"encode{suffix}": encode_image(f"{name}.IMAGE")}
+    return Group(title, nodes)
+
+
+REFERENCE = reference("Reference image", "reference", "reference")
 
 
 def apply_prompt(
@@ -165,16 +181,18 @@ def image_prompt(weight: float, **mask: str) -> Group:
     return Group("Image prompt", {"apply": apply_prompt(weight, **mask)})
 
 
+def words(title: str, text: str) -> Node:
+    """Text -> CONDITIONING."""
+    return Node("CLIPTextEncode", {"text": text, "clip": "checkpoint.CLIP"}, title)
+
+
+NEGATIVE = words("Negative prompt", "monochrome, lowres, bad anatomy, worst quality, low quality")
+"""What all workflows keep away from."""
+
+
 def text_prompt(positive: str) -> Group:
     """The positive prompt, and the negative one that all share."""
-    negative = "monochrome, lowres, bad anatomy, worst quality, low quality"
-    words = {"Positive prompt": positive, "Negative prompt": negative}
-    nodes = {
-        title.split()[0].lower(): Node(
-            "CLIPTextEncode", {"text": text, "clip": "checkpoint.CLIP"}, title
-        )
-        for title, text in words.items()
-    }
+    nodes = {"positive": words("Positive prompt", positive), "negative": NEGATIVE}
     return Group("Text prompt", nodes)
 
 
@@ -184,10 +202,11 @@ def sample(
     negative: str = "negative.CONDITIONING",
     denoise: float = 1.0,
     seed: int = 42,
+    model: str = "apply.model",
 ) -> Node:
-    """The MODEL of `apply` and a latent -> LATENT."""
+    """A MODEL and a latent -> LATENT."""
     inputs: dict[str, Value] = {
-        "model": "apply.model",
+        "model": model,
         "positive": positive,
         "negative": negative,
         "latent_image": latent,
@@ -217,6 +236,26 @@ SIZE = Group("Size", {"latent": EMPTY_LATENT})
 SAMPLING = Group(
     "Sampling", {"latent": EMPTY_LATENT, "sampler": sample(), "decode": decode_latent()}
 )
+
+
+def scaled_picture(title: str, image: Node) -> Group:
+    """A picture to work on, at the size SD 1.5 was trained with; its proportions stay."""
+    inputs: dict[str, Value] = {
+        "image": "photo.IMAGE",
+        "upscale_method": "lanczos",
+        "megapixels": 0.25,
+    }
+    return Group(title, {"photo": image, "scale": Node("ImageScaleToTotalPixels", inputs)})
+
+
+ENCODE_PICTURE = Node("VAEEncode", {"pixels": "scale.IMAGE", "vae": "checkpoint.VAE"})
+"""The picture of `scaled_picture` -> LATENT."""
+
+
+def influence(layers: str, title: str | None = None) -> Node:
+    """In which layers an image prompt acts -> INFLUENCE."""
+    inputs: dict[str, Value] = {"weight": 1.0, "layers": layers, "scaling": "V only"}
+    return Node("ImagePromptInfluence", inputs, title)
 
 
 def result(name: str) -> Group:

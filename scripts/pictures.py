@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
@@ -154,25 +155,54 @@ def depth() -> Image.Image:
     return _finish(image.filter(ImageFilter.GaussianBlur(2)))
 
 
-def photo() -> Image.Image:
-    """A bright landscape by day: sea, island and lighthouse."""
-    image = _sky((86, 158, 222), (216, 236, 244))
+@dataclass(frozen=True)
+class Palette:
+    """Colours of a coast with a lighthouse."""
+
+    sky: Colour
+    horizon: Colour
+    cloud: Colour
+    sea: Colour
+    wave: Colour
+    island: Colour
+    tower: Colour
+    stripe: Colour
+    lamp: Colour
+    roof: Colour
+
+
+DAY = Palette(
+    (86, 158, 222), (216, 236, 244), (250, 252, 252), (38, 104, 150), (62, 132, 176),
+    (74, 110, 66), (244, 244, 240), (206, 54, 50), (250, 226, 120), (60, 60, 70),
+)  # fmt: skip
+
+
+def coast(colours: Palette) -> Image.Image:
+    """Sea, island and lighthouse, at drawing size."""
+    image = _sky(colours.sky, colours.horizon)
     clouds = [(96, 110, 26), (126, 100, 34), (160, 112, 24), (404, 74, 20), (428, 70, 26)]
     for x, y, radius in clouds:
-        _disc(image, (x, y), radius, (250, 252, 252))
+        _disc(image, (x, y), radius, colours.cloud)
     draw = ImageDraw.Draw(image)
-    draw.rectangle(_scaled([(0, 340), (SIZE, SIZE)]), fill=(38, 104, 150))
+    draw.rectangle(_scaled([(0, 340), (SIZE, SIZE)]), fill=colours.sea)
     for row in range(350, SIZE, 14):
-        draw.line(_scaled([(row % 60, row), (row % 60 + 380, row)]), fill=(62, 132, 176), width=4)
+        ends = _scaled([(row % 60, row), (row % 60 + 380, row)])
+        draw.line(ends, fill=colours.wave, width=4)
     island: Points = [(220, 350), (300, 280), (410, 268), (512, 330), (512, 380)]
-    draw.polygon(_scaled(island), fill=(74, 110, 66))
-    draw.polygon(_scaled([(328, 284), (338, 150), (372, 150), (382, 284)]), fill=(244, 244, 240))
+    draw.polygon(_scaled(island), fill=colours.island)
+    tower: Points = [(328, 284), (338, 150), (372, 150), (382, 284)]
+    draw.polygon(_scaled(tower), fill=colours.tower)
     for y in (175, 225):
         stripe: Points = [(335, y), (375, y), (378, y + 25), (333, y + 25)]
-        draw.polygon(_scaled(stripe), fill=(206, 54, 50))
-    draw.rectangle(_scaled([(338, 122), (372, 150)]), fill=(250, 226, 120))
-    draw.polygon(_scaled([(330, 124), (355, 96), (380, 124)]), fill=(60, 60, 70))
-    return _finish(image)
+        draw.polygon(_scaled(stripe), fill=colours.stripe)
+    draw.rectangle(_scaled([(338, 122), (372, 150)]), fill=colours.lamp)
+    draw.polygon(_scaled([(330, 124), (355, 96), (380, 124)]), fill=colours.roof)
+    return image
+
+
+def photo() -> Image.Image:
+    """A bright landscape by day."""
+    return _finish(coast(DAY))
 
 
 def inpaint() -> Image.Image:
@@ -184,32 +214,97 @@ def inpaint() -> Image.Image:
     return image
 
 
-def face() -> Image.Image:
-    """A traveller with a red cap, a blue veil and a slit for the eyes, before green hills.
+@dataclass(frozen=True)
+class Clothes:
+    """Colours of a traveller, and where the head is in pixels."""
 
-    The synthetic detector (tests/synthetic/face_models.py) takes a disc for a face whose upper half
-    is red and whose lower half is blue. So nothing else may be redder or bluer than it is green.
+    coat: Colour
+    scarf: Colour
+    collar: Colour
+    cap: Colour
+    veil: Colour
+    head: tuple[float, float] = (256, 238)
+
+
+RED_CAP = Clothes((34, 92, 80), (82, 150, 118), (52, 116, 96), (216, 44, 52), (40, 52, 214))
+WHITE_CAP = Clothes((206, 148, 44), (240, 206, 120), (170, 112, 40), (246, 244, 238), (122, 62, 44))
+
+
+def traveller(image: Image.Image, worn: Clothes, scale: float = 1.0) -> None:
+    """Draw a person with a cap, a veil and a slit for the eyes onto a picture at drawing size.
+
+    Args:
+        image: Drawn on.
+        worn: What the person wears, and where the head is.
+        scale: 1 for a head of `HEAD`.
     """
+    draw = ImageDraw.Draw(image)
+    x, y = worn.head
+
+    def polygon(points: Points, colour: Colour) -> None:
+        moved: Points = [(x + (u - 256) * scale, y + (v - 238) * scale) for u, v in points]
+        draw.polygon(_scaled(moved), fill=colour)
+
+    shoulders: Points = [(72, 512), (92, 420), (134, 346), (196, 304)]
+    shoulders += [(316, 304), (378, 346), (420, 420), (440, 512)]
+    polygon([(72, 2 * SIZE), *shoulders, (440, 2 * SIZE)], worn.coat)
+    polygon([(190, 308), (322, 308), (256, 470)], worn.scarf)
+    polygon([(206, 286), (306, 286), (322, 308), (190, 308)], worn.collar)
+    head = HEAD * scale
+    _disc(image, (x, y), head, worn.veil)
+    middle = y - 0.25 * head
+    cap = [SMOOTH * edge for edge in (x - head, y - head, x + head, y + head)]
+    draw.chord((cap[0], cap[1], cap[2], cap[3]), 180, 360, fill=worn.cap)
+    left, right = x - 0.7 * head, x + 0.7 * head
+    slit = [SMOOTH * v for v in (left, middle - 0.13 * head, right, middle + 0.13 * head)]
+    draw.rounded_rectangle(
+        (slit[0], slit[1], slit[2], slit[3]), 0.13 * head * SMOOTH, fill=(240, 226, 206)
+    )
+    for eye in (x - 0.38 * head, x + 0.38 * head):
+        _disc(image, (eye, middle), 0.09 * head, (30, 34, 32))
+
+
+def _among_hills() -> Image.Image:
+    """A traveller with a red cap before green hills, at drawing size."""
     image = _sky((150, 178, 170), (226, 232, 206))
     _disc(image, (404, 104), 38, (246, 250, 222))
     draw = ImageDraw.Draw(image)
     _hills(draw, 330, 46, (150, 178, 136), 21)
     _hills(draw, 400, 40, (96, 140, 104), 24)
-    coat: Points = [(72, 512), (92, 420), (134, 346), (196, 304), (316, 304), (378, 346)]
-    draw.polygon(_scaled([*coat, (420, 420), (440, 512)]), fill=(34, 92, 80))
-    draw.polygon(_scaled([(190, 308), (322, 308), (256, 470)]), fill=(82, 150, 118))
-    draw.polygon(_scaled([(206, 286), (306, 286), (322, 308), (190, 308)]), fill=(52, 116, 96))
-    x, y = 256, 238
-    _disc(image, (x, y), HEAD, (40, 52, 214))
-    top, middle, bottom, left = y - HEAD, y - 0.25 * HEAD, y + HEAD, x - HEAD
-    cap = tuple(SMOOTH * edge for edge in (left, top, x + HEAD, bottom))
-    draw.chord(cap, 180, 360, fill=(216, 44, 52))
-    slit = (x - 0.7 * HEAD, middle - 0.13 * HEAD, x + 0.7 * HEAD, middle + 0.13 * HEAD)
-    edges = tuple(SMOOTH * edge for edge in slit)
-    draw.rounded_rectangle(edges, 0.13 * HEAD * SMOOTH, fill=(240, 226, 206))
-    for eye in (x - 0.38 * HEAD, x + 0.38 * HEAD):
-        _disc(image, (eye, middle), 0.09 * HEAD, (30, 34, 32))
-    return _finish(image)
+    traveller(image, RED_CAP)
+    return image
+
+
+def face() -> Image.Image:
+    """A traveller with a red cap and a blue veil before green hills.
+
+    The synthetic detector (tests/synthetic/face_models.py) takes a disc for a face whose upper half
+    is red and whose lower half is blue. So nothing else may be redder or bluer than it is green.
+    """
+    return _finish(_among_hills())
+
+
+def _close(image: Image.Image) -> Image.Image:
+    """What is around the head of a traveller in a picture at drawing size."""
+    x, y = RED_CAP.head
+    far = 1.6 * HEAD
+    left, top, right, bottom = (round(SMOOTH * v) for v in (x - far, y - far, x + far, y + far))
+    large = image.crop((left, top, right, bottom)).resize(image.size, Image.Resampling.LANCZOS)
+    return _finish(large.filter(ImageFilter.GaussianBlur(2.5)))
+
+
+def portrait() -> Image.Image:
+    """The traveller with the red cap from near by."""
+    return _close(_among_hills())
+
+
+def portrait_2() -> Image.Image:
+    """A traveller with a white cap and a brown veil before dunes, from near by."""
+    image = _sky((120, 176, 206), (244, 226, 188))
+    draw = ImageDraw.Draw(image)
+    _hills(draw, 320, 40, (232, 196, 140), 43)
+    traveller(image, WHITE_CAP)
+    return _close(image)
 
 
 PICTURES = {
@@ -220,6 +315,8 @@ PICTURES = {
     "ip_adapter_photo.png": photo,
     "ip_adapter_inpaint.png": inpaint,
     "ip_adapter_face.png": face,
+    "ip_adapter_portrait.png": portrait,
+    "ip_adapter_portrait_2.png": portrait_2,
 }
 
 

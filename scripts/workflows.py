@@ -40,6 +40,7 @@ HINT = (
     "opens; *View details* offers the models for download."
 )
 NARROW, WIDE = 280, 370
+WITH_CODE = 560  # a note with lines that should not be broken
 WIDE_NODES = {
     "CheckpointLoaderSimple",
     "CLIPVisionLoader",
@@ -51,10 +52,13 @@ WIDE_NODES = {
 }
 REPORTING = {
     "ImagePromptApply",
+    "ImagePromptApplyRegions",
     "ImagePromptDetectFace",
     "ImagePromptEncode",
     "ImagePromptEncodeFace",
     "ImagePromptFaceLoRA",
+    "ImagePromptFade",
+    "ImagePromptGrid",
     "ImagePromptInfluence",
     "ImagePromptLoadAdapter",
     "ImagePromptLoadFaceModel",
@@ -64,7 +68,9 @@ HEIGHTS = {
     "LoadImage": 360,
     "CLIPTextEncode": 130,
     "PreviewImage": 300,
+    "SaveAnimatedWEBP": 480,
     "SaveImage": 420,
+    "ImagePromptGridPicture": 340,  # it shows its picture too
     "ImagePromptAutoLoader": 250,  # with room for its text, of several lines
     "ImagePromptInfluence": 450,  # the front end shares it among three text fields, in whole pixels
 }
@@ -102,7 +108,8 @@ def _widget_values(node: Node, interface: Json) -> list[Any]:
     for name, (kind, options) in _inputs(interface).items():
         if not is_widget(kind):
             continue
-        default = options.get("default", kind[0] if isinstance(kind, list) and kind else None)
+        choices = kind if isinstance(kind, list) else options.get("options")
+        default = options.get("default", choices[0] if choices else None)
         values.append(node.inputs.get(name, default))
         if options.get("control_after_generate"):
             values.append("fixed")
@@ -150,7 +157,10 @@ def _node(node: Node, number: int, interface: Json, host: str) -> Json:
         widgets.append(("upload", "IMAGEUPLOAD"))
     outputs = [
         {"localized_name": name, "name": name, "type": kind, "links": []}
-        for name, kind in zip(interface["output_name"], interface["output"], strict=True)
+        | ({"shape": 6} if is_list else {})
+        for name, kind, is_list in zip(
+            interface["output_name"], interface["output"], interface["output_is_list"], strict=True
+        )
     ]
     saved: Json = {
         "id": number,
@@ -185,13 +195,14 @@ def _node(node: Node, number: int, interface: Json, host: str) -> Json:
 
 def _note(text: str, number: int) -> Json:
     text = f"{text}\n\n{HINT}"
+    width = WITH_CODE if "```" in text else WIDE
     shown = re.sub(r"\]\([^)]*\)", "]", text)  # of a link, its words
-    lines = sum(math.ceil(max(len(line), 1) / 60) for line in shown.split("\n"))
+    lines = sum(math.ceil(max(len(line), 1) / (width / 5.6)) for line in shown.split("\n"))
     return {
         "id": number,
         "type": NOTE,
         "pos": [0, 0],
-        "size": [WIDE, 16 * lines + 40],
+        "size": [width, 16 * lines + 44],
         "flags": {},
         "order": 0,
         "mode": 0,
@@ -214,6 +225,7 @@ def _place(graph: Graph, nodes: dict[str, Json], note: Json) -> list[Json]:
         top = 0
         if column == 0:
             note["pos"] = [left, TITLE]
+            width = max(width, note["size"][0])
             top = TITLE + note["size"][1] + GROUP_GAP
         for group in members:
             y = top + GROUP_TITLE

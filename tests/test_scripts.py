@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,14 @@ from PIL import Image
 
 from scripts import contact_sheet, host, pictures, prompts, setup
 from scripts.client import PromptRejected
+
+LOADERS = {
+    "CheckpointLoaderSimple",
+    "CLIPVisionLoader",
+    "ControlNetLoader",
+    "ImagePromptLoadAdapter",
+}
+"""Nodes of the host and ours that load a model by its name."""
 
 
 def make_host(folder: Path, version: str = "0.30.0") -> Path:
@@ -221,3 +231,72 @@ def test_every_workflow_has_its_api_twin() -> None:
 
     assert prompts.names() == sorted(GRAPHS)
     assert all(prompts.read_prompt(name) for name in prompts.names())
+
+
+def test_every_workflow_has_a_thumbnail_that_the_template_browser_can_show() -> None:
+    from scripts.graphs import GRAPHS
+
+    found = {path.stem: path for path in prompts.FOLDER.glob("*.jpg")}
+    assert sorted(found) == sorted(GRAPHS)
+    for path in found.values():
+        with Image.open(path) as thumbnail:
+            assert thumbnail.size == (512, 512) and thumbnail.format == "JPEG"
+        assert path.stat().st_size < 60_000
+
+
+def test_names_of_workflows_sort_as_they_are_meant() -> None:
+    from scripts.graphs import GRAPHS
+
+    assert list(GRAPHS) == sorted(GRAPHS)
+    assert [int(name[:2]) for name in GRAPHS] == list(range(1, len(GRAPHS) + 1))
+
+
+def test_every_model_of_a_workflow_can_be_downloaded_or_its_note_says_where_from() -> None:
+    """The page offers these hosts and endings only; the name must be the one in the widget."""
+    from scripts.graphs import GRAPHS
+
+    offered = (".safetensors", ".sft", ".ckpt", ".pth", ".pt")
+    for name in GRAPHS:
+        nodes = prompts.read_workflow(name)["nodes"]
+        (note,) = (node for node in nodes if node["type"] == "MarkdownNote")
+        loaders = [node for node in nodes if node["type"] in LOADERS]
+        assert loaders
+        for node in loaders:
+            (model,) = node["properties"]["models"]
+            assert model["name"] in node["widgets_values"]
+            assert model["url"].startswith("https://huggingface.co/")
+            if not model["name"].endswith(offered):
+                page = model["url"].partition("/resolve/")[0]
+                assert f"({page})" in note["widgets_values"][0]
+
+
+def test_groups_hold_their_nodes_and_nothing_lies_on_anything() -> None:
+    from scripts.graphs import GRAPHS
+
+    for name in GRAPHS:
+        workflow = prompts.read_workflow(name)
+        boxes = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
+        frames = [group["bounding"] for group in workflow["groups"]]
+        assert not [pair for pair in itertools.combinations(boxes, 2) if overlap(*pair)]
+        assert not [pair for pair in itertools.combinations(frames, 2) if overlap(*pair)]
+        for node, box in zip(workflow["nodes"], boxes, strict=True):
+            around = [frame for frame in frames if inside(box, frame)]
+            assert len(around) == (node["type"] != "MarkdownNote"), (name, node["type"])
+
+
+Box = Sequence[float]
+"""Left, top, width, height."""
+
+
+def overlap(one: Box, other: Box) -> bool:
+    return all(
+        one[axis] < other[axis] + other[axis + 2] and other[axis] < one[axis] + one[axis + 2]
+        for axis in (0, 1)
+    )
+
+
+def inside(box: Box, frame: Box) -> bool:
+    return all(
+        frame[axis] <= box[axis] and box[axis] + box[axis + 2] <= frame[axis] + frame[axis + 2]
+        for axis in (0, 1)
+    )

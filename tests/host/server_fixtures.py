@@ -18,7 +18,7 @@ from scripts.prompts import read_prompt, shrink
 from scripts.server import Server
 from tests.synthetic.models import FIXTURE_PACK
 
-GOOD: Json = shrink(read_prompt("text_and_image"))
+GOOD: Json = shrink(read_prompt("01_first_image_prompt"))
 """One reference, one text, one picture of 64 x 64 in two steps."""
 
 

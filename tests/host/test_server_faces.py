@@ -33,7 +33,7 @@ pytestmark = pytest.mark.host
 
 AUTOMATIC, DETECT, LOAD = "ImagePromptAutoLoader", "ImagePromptDetectFace", "ImagePromptLoadAdapter"
 
-FACE: Json = shrink(read_prompt("face_identity"))
+FACE: Json = shrink(read_prompt("05_face_identity"))
 """One face, one text, one picture of 64 x 64 in two steps; and a preview of the face."""
 
 
