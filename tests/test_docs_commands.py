@@ -48,6 +48,7 @@ JUDGE = f"{HOST}::test_the_evaluator_runs_as_on_the_page"
 START = f"{HOST}::test_comfyui_starts_as_on_the_page"
 SEVERAL = "tests/host/test_train_loop.py::test_two_processes_equal_one_at_the_same_global_batch"
 AGAIN = "tests/test_miniature_recipe.py::test_what_is_there_is_not_trained_again_unless_asked_for"
+BENCH = "tests/host/test_bench.py::test_the_command_measures_and_goes_on"
 EVIDENCE = "tests/host/test_miniature_evidence.py::test_weight_zero_is_the_base"
 OLD = "tests/host/test_migration_doc.py::test_the_quick_figures_are_those_of_the_page"
 
@@ -78,6 +79,7 @@ COVER = {
     # Where a page only names a command, its help is asked for.
     "python -m ip_adapter": HELP,
     "python -m ip_adapter.bench": HELP,
+    "python -m ip_adapter.bench ...": BENCH,  # hours, at real size
     "python -m ip_adapter.evaluate": HELP,
     "python -m ip_adapter.evaluate --help": HELP,
     "python -m ip_adapter.train": HELP,

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from . import clocks, estimates, sampling
 from .clocks import Timed
+from .counting import count
 from .errors import BenchError
 from .models import Base, FamilyName, draw
-from .results import Row, figure
+from .results import Figure, Row, figure
 from .sampling import Scene
 from .steps import MEASURE, Case
 from .world import Job, World
@@ -95,9 +96,11 @@ def _measure(world: World, place: Place, dtype: str, name: str) -> list[Row]:
     def body(steps: Sequence[sampling.Step]) -> Any:
         calls: list[Timed] = [*steps]
         calls += [partial(_their_step, one, given) for one in theirs]
-        return clocks.interleave(calls, settings.rounds, settings.clock)
+        seconds = clocks.interleave(calls, settings.rounds, settings.clock)
+        return seconds, [count(partial(call, 0)) for call in calls]
 
-    seconds = sampling.open_runs(scene, [base.model.clone(), patched], body)
+    seconds, work = sampling.open_runs(scene, [base.model.clone(), patched], body)
+    added = [work[i + 1] - work[i] for i in (0, 2)]
     ours, rival = ((seconds[:, i], seconds[:, i + 1]) for i in (0, 2))
     note = ""
     if settings.size == "real" and side != place.published:
@@ -112,9 +115,11 @@ def _measure(world: World, place: Place, dtype: str, name: str) -> list[Row]:
                 estimates.overhead_beyond(ours, rival),
                 goal=0.0,
             ),
+            Figure("added arithmetic, ours / diffusers'", added[0].flops / added[1].flops),
+            Figure("added operators, ours / diffusers'", added[0].operators / added[1].operators),
         ),
         note=note,
-        context={"seconds": seconds.tolist()},
+        context={"seconds": seconds.tolist(), "added": [vars(one) for one in added]},
     )
     return [row]
 

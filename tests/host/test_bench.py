@@ -199,6 +199,9 @@ def test_beside_diffusers(bench: Any, world: Any) -> None:
     ours, theirs = found["ours: step / step without"], found["diffusers: step / step without"]
     assert ours.value > 0 and theirs.value > 0
     assert found["our overhead less a third of diffusers'"].goal == 0
+    # They project the features and make keys and values in every step; both attend to 16 tokens.
+    assert 0 < found["added arithmetic, ours / diffusers'"].value < 1 / 3
+    assert 0 < found["added operators, ours / diffusers'"].value < 1
 
 
 @pytest.mark.parametrize("family", ["SD 1.5", "SDXL"])
