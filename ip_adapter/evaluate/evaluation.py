@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from .. import files
+from .. import drawing, files
 from ..errors import ImageError
 from . import metrics
 from .data import Sample, open_picture
@@ -270,9 +270,8 @@ def _make(
     for file, picture in zip(paths, pictures.float().cpu(), strict=True):
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
-            bytes_ = picture.clamp(0, 1).mul(255).round().to(torch.uint8).numpy()
             stream = io.BytesIO()
-            Image.fromarray(bytes_).save(stream, format="PNG")
+            drawing.from_image(picture[None])[0].save(stream, format="PNG")
             files.write(file, stream.getvalue())
     return seconds
 

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from .. import images
-from ..errors import IncompatibleModelError
 from ..references import masked
 from . import reading, vision
 from .adapters import LoadedAdapter
@@ -43,18 +42,12 @@ def view(
         IncompatibleModelError: The encoder is none, or not the adapter's; or the adapter reads no
             picture.
     """
-    encoder = vision.recognise(clip_vision)
     if adapter is not None:
         reading.check(adapter, clip_vision)
-    elif encoder is None:
-        raise IncompatibleModelError(
-            f"clip_vision is {vision.describe(clip_vision)}; needed is a CLIP or SigLIP tower. "
-            "Connect Load Image Encoder or Load CLIP Vision with the file that the adapter names."
-        )
+    encoder = vision.require(clip_vision)
     images.check(image)
     seen = image if mask is None else masked(image, mask)
     squares = reading.squares(clip_vision, seen, fit, size)
-    assert encoder is not None
     words = "; ".join(_words(seen, squares, fit))
     if squares.shape[-1] != clip_vision.image_size and squares.shape[-1] % encoder.patch:
         words += f"; it cannot be encoded: choose a multiple of {encoder.patch} pixels"

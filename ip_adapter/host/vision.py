@@ -53,6 +53,21 @@ def recognise(clip_vision: Any) -> Encoder | None:
     return encoders.recognise(shapes(dict(model.named_parameters())))
 
 
+def require(clip_vision: Any) -> Encoder:
+    """Tell which tower a loaded encoder is, or say what it is instead.
+
+    Raises:
+        IncompatibleModelError: It is no CLIP or SigLIP tower.
+    """
+    encoder = recognise(clip_vision)
+    if encoder is None:
+        raise IncompatibleModelError(
+            f"clip_vision is {describe(clip_vision)}; needed is a CLIP or SigLIP tower. Connect "
+            "Load Image Encoder or Load CLIP Vision with the file that the adapter names."
+        )
+    return encoder
+
+
 def describe(clip_vision: Any) -> str:
     """What an encoder is, to follow "clip_vision is" in a message."""
     encoder = recognise(clip_vision)
@@ -168,12 +183,7 @@ def _bytes_per_picture(encoder: Encoder, height: int, width: int) -> int:
 
 
 def _check(clip_vision: Any, kind: FeatureKind, height: int, width: int) -> Encoder:
-    encoder = recognise(clip_vision)
-    if encoder is None:
-        raise IncompatibleModelError(
-            f"clip_vision is {describe(clip_vision)}; needed is a CLIP or SigLIP tower. Connect "
-            "Load Image Encoder or Load CLIP Vision with the file that the adapter names."
-        )
+    encoder = require(clip_vision)
     if encoder.feature_width(kind) is None:
         raise IncompatibleModelError(
             f"clip_vision is {encoder.name}, which has no projected image embedding; this adapter "

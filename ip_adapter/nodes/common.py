@@ -45,6 +45,26 @@ def image_size_input(tooltip: str) -> io.Int.Input:
     )
 
 
+def window_inputs(begins: str, stops: str) -> list[io.Float.Input]:
+    """``start_at`` and ``end_at``: the part of the schedule in which something acts.
+
+    Args:
+        begins: What begins at the first fraction, for the tooltip.
+        stops: What stops at the last.
+    """
+    return [
+        io.Float.Input(
+            name,
+            default=default,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip=f"Fraction of the schedule at which {what}",
+        )
+        for name, default, what in (("start_at", 0.0, begins), ("end_at", 1.0, stops))
+    ]
+
+
 def unconditional_input() -> io.Combo.Input:
     """What stands for "no image"."""
     return io.Combo.Input(

@@ -15,7 +15,7 @@ from ..grid import Grid
 from ..host import adapters, patching
 from ..host.features import require_own, schema, show_on_node
 from ..influence import Influence
-from .common import CATEGORY, ImagePromptType, InfluenceType, IPAdapterType
+from .common import CATEGORY, ImagePromptType, InfluenceType, IPAdapterType, window_inputs
 
 GridType = io.Custom("IMAGE_GRID")
 
@@ -70,21 +70,9 @@ class PromptGrid(io.ComfyNode):
                     "commas between them, such as 'linear, style transfer, composition'. linear "
                     "is all layers alike.",
                 ),
-                io.Float.Input(
-                    "start_at",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Fraction of the schedule at which the image begins to count.",
-                ),
-                io.Float.Input(
-                    "end_at",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Fraction of the schedule at which the image stops counting.",
+                *window_inputs(
+                    "the image begins to count.",
+                    "the image stops counting.",
                 ),
                 io.Mask.Input(
                     "mask",

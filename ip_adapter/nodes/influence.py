@@ -10,7 +10,7 @@ from ..attention import Scaling
 from ..host.features import schema, show_on_node
 from ..influence import EXAMPLE, FRAMES, Influence, parse_curve, parse_frames
 from ..presets import PRESETS
-from .common import CATEGORY, InfluenceType
+from .common import CATEGORY, InfluenceType, window_inputs
 
 
 class InfluenceNode(io.ComfyNode):
@@ -60,21 +60,9 @@ class InfluenceNode(io.ComfyNode):
                     tooltip="What the weight multiplies. V only: the result, as in the paper. The "
                     "K+V kinds also sharpen or flatten what the image is looked at for.",
                 ),
-                io.Float.Input(
-                    "start_at",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Fraction of the schedule at which it begins to act.",
-                ),
-                io.Float.Input(
-                    "end_at",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Fraction of the schedule at which it stops.",
+                *window_inputs(
+                    "it begins to act.",
+                    "it stops.",
                 ),
                 io.Float.Input(
                     "composition",

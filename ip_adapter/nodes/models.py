@@ -10,7 +10,7 @@ from .. import prompt
 from ..host import adapters, face_lora, folders, patching
 from ..host.features import schema, show_on_node
 from ..influence import Influence
-from .common import CATEGORY, ImagePromptType, InfluenceType, IPAdapterType
+from .common import CATEGORY, ImagePromptType, InfluenceType, IPAdapterType, window_inputs
 
 
 class Apply(io.ComfyNode):
@@ -46,23 +46,9 @@ class Apply(io.ComfyNode):
                     tooltip="How strongly the image counts. 1 is how the adapter was trained, for "
                     "an image alone; about 0.5 leaves room for a text prompt; 0 is the base model.",
                 ),
-                io.Float.Input(
-                    "start_at",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Fraction of the schedule at which the image begins to count. Later "
-                    "leaves the composition to the text.",
-                ),
-                io.Float.Input(
-                    "end_at",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Fraction of the schedule at which the image stops counting. Earlier "
-                    "leaves details to the text.",
+                *window_inputs(
+                    "the image begins to count. Later leaves the composition to the text.",
+                    "the image stops counting. Earlier leaves details to the text.",
                 ),
                 io.Mask.Input(
                     "mask",

@@ -21,6 +21,7 @@ from .common import (
     InfluenceType,
     IPAdapterType,
     unconditional_input,
+    window_inputs,
 )
 from .prompts import BATCHES
 
@@ -256,21 +257,9 @@ class ApplyRegions(io.ComfyNode):
                     step=0.05,
                     tooltip="How strongly the images count; multiplies with each region's own.",
                 ),
-                io.Float.Input(
-                    "start_at",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Fraction of the schedule at which they begin to count.",
-                ),
-                io.Float.Input(
-                    "end_at",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Fraction of the schedule at which they stop counting.",
+                *window_inputs(
+                    "they begin to count.",
+                    "they stop counting.",
                 ),
                 io.Mask.Input(
                     "mask",

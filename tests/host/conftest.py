@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from miniature import family
 from tests import host_process
 from tests.synthetic.models import ADAPTER_BASE, ADAPTER_PLUS, CHECKPOINT
 
@@ -50,6 +51,24 @@ def base_adapter(host: host_process.Host, model_files: Path) -> Any:
 @pytest.fixture(scope="session")
 def plus_adapter(host: host_process.Host, model_files: Path) -> Any:
     return host.library("ip_adapter.host.adapters").load(model_files / ADAPTER_PLUS)
+
+
+@pytest.fixture(scope="module")
+def miniature_model(registered: Any) -> Any:
+    """The miniature's MODEL, without any patch: a UNet of seven layers."""
+    import comfy.sd
+
+    with torch.inference_mode():
+        return comfy.sd.load_checkpoint_guess_config(
+            str(family.BASE), output_vae=False, output_clip=False
+        )[0]
+
+
+@pytest.fixture(scope="module")
+def miniature_apply(host: host_process.Host) -> Applier:
+    """Random image prompts by the miniature's global adapter."""
+    adapters = host.library("ip_adapter.host.adapters")
+    return Applier(host, adapters.load(family.ADAPTERS / "miniature_global.safetensors"))
 
 
 def project(host: host_process.Host, adapter: Any, **features: Any) -> Tensor:

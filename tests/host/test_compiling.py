@@ -36,20 +36,14 @@ Sample = Callable[..., Tensor]
 
 
 @pytest.fixture(scope="module")
-def model(registered: Any) -> Any:
+def model(miniature_model: Any) -> Any:
     """The miniature's: a compilation takes as long as a UNet has layers, and it has seven."""
-    import comfy.sd
-
-    with torch.inference_mode():
-        return comfy.sd.load_checkpoint_guess_config(
-            str(family.BASE), output_vae=False, output_clip=False
-        )[0]
+    return miniature_model
 
 
 @pytest.fixture(scope="module")
-def apply(host: Any) -> Applier:
-    adapters = host.library("ip_adapter.host.adapters")
-    return Applier(host, adapters.load(family.ADAPTERS / "miniature_global.safetensors"))
+def apply(miniature_apply: Applier) -> Applier:
+    return miniature_apply
 
 
 @pytest.fixture(scope="module")
