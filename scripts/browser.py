@@ -39,9 +39,11 @@ SETTINGS = {
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,
 }
 
+# The mask is what the page lays over itself while it is busy. It fades, takes clicks until it is
+# gone, and stays for good if the page becomes busy again before that.
 READY = """() => window.app?.graph && window.app.extensionManager
     && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100
-    && !document.querySelector("#splash-loader")"""
+    && !document.querySelector("#splash-loader, .p-blockui-mask")"""
 
 
 class BrowserError(RuntimeError):
@@ -69,13 +71,18 @@ def open_page(server: Server, viewport: tuple[int, int] = VIEWPORT) -> Iterator[
         try:
             page = browser.new_page(viewport={"width": width, "height": height})
             page.goto(server.url())
-            page.wait_for_function(READY, timeout=120_000)
+            wait_until_ready(page)
             page.get_by_role("dialog").first.wait_for(timeout=60_000)
             page.keyboard.press("Escape")
             page.get_by_role("dialog").first.wait_for(state="detached")
             yield page
         finally:
             browser.close()
+
+
+def wait_until_ready(page: Page) -> None:
+    """Wait until the page takes workflows, clicks and keys, as after a load or a dropped file."""
+    page.wait_for_function(READY, timeout=120_000)
 
 
 def load_workflow(page: Page, workflow: Json, name: str) -> None:

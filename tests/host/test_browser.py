@@ -21,6 +21,7 @@ from scripts.browser import (
     open_page,
     saved_workflow,
     unknown_nodes,
+    wait_until_ready,
 )
 from scripts.client import Json
 from scripts.graphs import FIRST, GRAPHS
@@ -188,7 +189,7 @@ def test_dropped_file_opens_as_it_was_shipped(page: Page, complaints: list[str],
     shipped = read_workflow(name)
     page.evaluate(DROP, [f"{name}.json", json.dumps(shipped)])
     page.wait_for_function(OPENED, arg=shipped["id"])
-    expect(page.locator(".p-blockui-mask")).to_have_count(0)  # before it, the page takes no clicks
+    wait_until_ready(page)
     expect_no_trouble(page, complaints)
     assert export_prompt(page) == read_prompt(name)
     saved = saved_workflow(page)

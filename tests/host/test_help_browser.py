@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import ConsoleMessage, Locator, Page, expect
 
-from scripts.browser import READY, open_page
+from scripts.browser import open_page, wait_until_ready
 from scripts.locales import LANGUAGES, read, texts_file
 from scripts.server import Server
 from scripts.setup import find_chromium
@@ -98,7 +98,7 @@ def choose_language(page: Page, name: str) -> None:
     with page.expect_response(lambda response: response.url.endswith("/settings/Comfy.Locale")):
         page.get_by_role("option", name=name, exact=True).click()
     page.reload()
-    page.wait_for_function(READY, timeout=120_000)
+    wait_until_ready(page)
     page.wait_for_function(RESTORED, arg=NODE)
     expect(page.get_by_role("dialog")).to_have_count(0, timeout=SLOW)
 
