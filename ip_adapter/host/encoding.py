@@ -294,8 +294,15 @@ def encode_instructed(
 
 
 def _project(adapter: LoadedAdapter, features: Features) -> Tensor:
-    given: dict[str, Any] = {k: v for k, v in vars(features).items() if isinstance(v, Tensor)}
-    device = adapter.load(memory=64 * sum(value.numel() for value in given.values()))
-    moved = replace(features, **{name: value.to(device) for name, value in given.items()})
-    tokens = adapter.module.image_tokens(moved)
-    return tokens.to(comfy.model_management.intermediate_device())
+    """Tokens ``[N, T, D]`` of N references; the projection sees a few of them at a time."""
+    given: dict[str, Tensor] = {k: v for k, v in vars(features).items() if isinstance(v, Tensor)}
+    device = adapter.load(memory=64 * sum(value[:_SLICE].numel() for value in given.values()))
+    tokens = []
+    for start in range(0, max(map(len, given.values()), default=1), _SLICE):
+        some: dict[str, Any] = {
+            name: (value if len(value) == 1 else value[start : start + _SLICE]).to(device)
+            for name, value in given.items()
+        }
+        found = adapter.module.image_tokens(replace(features, **some))
+        tokens.append(found.to(comfy.model_management.intermediate_device()))
+    return torch.cat(tokens)

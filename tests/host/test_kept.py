@@ -160,3 +160,24 @@ def test_many_pictures_are_encoded_in_slices(
     assert found.frames == whole.frames == frames
     assert_close(found.conditional, whole.conditional)
     assert_close(found.unconditional, whole.unconditional)
+
+
+def test_many_features_are_projected_in_slices(
+    host: Any, plus: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where all features are there already, as with the old nodes or a file of them."""
+    encoding = host.library("ip_adapter.host.encoding")
+    features = host.library("ip_adapter.projections").Features
+    sizes: list[int] = []
+    original = plus.module.image_tokens
+
+    def spy(given: Any) -> Tensor:
+        sizes.append(len(given.image))
+        return original(given)
+
+    monkeypatch.setattr(plus.module, "image_tokens", spy)
+    many, none = draw(70, 5, HIDDEN), torch.zeros(1, 5, HIDDEN)
+    found = encoding.from_features(plus, features(image=many), features(image=none), frames=70)
+    assert sizes == [32, 32, 6, 1] and found.frames == 70
+    whole = original(features(image=many))
+    assert_close(found.conditional, whole.to(found.conditional))
