@@ -65,16 +65,6 @@ _SIZES = {
 }
 """Bytes, for the list only; the rounded ones are known no better."""
 
-_ELSEWHERE = {
-    # The repository of the catalogue's link has other files of this author.
-    "noobIPAMARK1_mark1.safetensors": Remote(
-        "r3gm/noob-ipa",
-        "model_G/noobIPAMARK1_mark1.safetensors",
-        ("5cdb6a00be1b12579745b5bed0c7b83f0869073d8a864fa8cd50a9356601919a",),
-    ),
-}
-"""Files that are not on the page that the catalogue links."""
-
 
 @dataclass(frozen=True)
 class Download:
@@ -185,17 +175,13 @@ _TOWERS: dict[Encoder, Download] = {
 
 def _adapter(row: Published) -> Download:
     repository, folder = _hub_address(row.link)
-    page, remote = row.link, Remote(repository, folder + row.file, row.sha256)
-    if row.file in _ELSEWHERE:
-        remote = _ELSEWHERE[row.file]
-        page = f"{hub.HUB}{remote.repository}/tree/main/{Path(remote.path).parent.as_posix()}"
     is_face = row.licence == NON_COMMERCIAL
     return Download(
         name=f"{_slug(row.family)}/{row.variant}",
         file=row.file,
         folder=ADAPTERS,
-        remote=remote,
-        page=page,
+        remote=Remote(repository, folder + row.file, row.sha256),
+        page=row.link,
         licence=row.licence,
         size=_SIZES.get(row.file),
         family=row.family,
