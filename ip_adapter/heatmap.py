@@ -75,9 +75,12 @@ def choose(shown: Maps, reference: int) -> list[int]:
     """
     count = len(shown.references)
     if reference > count:
+        are, choices = (
+            ("is 1 reference", "1") if count == 1 else (f"are {count} references", f"1 to {count}")
+        )
         raise ImageError(
-            f"reference is {reference}, but the maps are of {count} references "
-            f"({', '.join(shown.references)}). Set it to 1 to {count}, or to 0 for all."
+            f"reference is {reference}, but in these maps there {are} "
+            f"({', '.join(shown.references)}). Set it to {choices}, or to 0 for all."
         )
     return list(range(count)) if reference == 0 else [reference - 1]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .. import catalogue, lora
+from .. import catalogue, downloads, lora
 from ..catalogue import APACHE, CompanionLoRA, Published, Purpose
 from ..detection import AUTOMATIC
 from ..encoders import Encoder
@@ -351,6 +351,7 @@ def _no_adapter(wanted: Search, present: list[InstalledAdapter]) -> MissingFileE
             {one.name: _purpose(one) or "" for one in present if one.spec.family == family},
         ),
         _download(rows[0]),
+        _or_fetch(downloads.find(rows[0].file).name),
     )
 
 
@@ -363,6 +364,7 @@ def _no_encoder(adapter: InstalledAdapter) -> MissingFileError:
             f"In {_where(folders.ENCODERS)}", present | installed.no_encoders(), empty="no files"
         ),
         _download_encoder(adapter.spec.encoder),
+        _or_fetch(downloads.tower(adapter.spec.encoder) if adapter.spec.encoder else None),
     )
 
 
@@ -402,6 +404,10 @@ def _download_encoder(encoder: Encoder | None) -> str:
         f"Download its model file from {encoder.link} into {place}; any name will do, "
         f"{encoder.file} is usual."
     )
+
+
+def _or_fetch(name: str | None) -> str:
+    return f"Or queue Download IP-Adapter Model with {name}." if name else ""
 
 
 def _brief(adapter: InstalledAdapter) -> str:

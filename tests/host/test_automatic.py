@@ -172,6 +172,7 @@ def test_a_missing_adapter_is_described_with_its_neighbours(disk: Disk) -> None:
         "encoder OpenCLIP ViT-H/14 is missing, too. Download its model file from "
         "https://huggingface.co/h94/IP-Adapter/tree/main/models/image_encoder into "
         f"{clip_vision}; any name will do, CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors is usual.",
+        "Or queue Download IP-Adapter Model with sdxl/plus.",
     ]
 
 
@@ -211,6 +212,7 @@ def test_a_missing_encoder_is_described(disk: Disk) -> None:
         "https://huggingface.co/h94/IP-Adapter/tree/main/models/image_encoder into "
         f"{disk.root / 'clip_vision'}; any name will do, "
         "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors is usual.",
+        "Or queue Download IP-Adapter Model with encoder/vit-h.",
     ]
 
 
