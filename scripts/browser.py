@@ -28,6 +28,9 @@ ARGUMENTS = (
 )
 VIEWPORT = (1600, 900)
 
+SLOW = 30_000
+"""How long a busy machine may take to show something, in milliseconds."""
+
 # A first visit shows an empty canvas below the templates, which `open_page` closes; a later one the
 # host's sample workflow, whose missing models the page would look for on the internet.
 # Nothing in the way of the graph, and its text drawn at every zoom.

@@ -16,6 +16,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from scripts.browser import (
+    SLOW,
     export_prompt,
     load_workflow,
     open_page,
@@ -36,6 +37,8 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(find_chromium() is None, reason="no Chromium found; set CHROMIUM_PATH"),
 ]
+
+expect.set_options(timeout=SLOW)
 
 ARTIFACTS = ROOT / "test-artifacts" / "templates"
 
@@ -102,6 +105,11 @@ WIDGET = """([kind, name]) => {
     canvas.draw(true, true);
     const {left, top} = canvas.canvas.getBoundingClientRect();
     return [left + 400 + node.size[0] / 2, top + 300 + widget.last_y + 10];
+}"""
+
+SELECTED = """() => {
+    const field = document.activeElement;
+    return field.selectionStart === 0 && field.selectionEnd === field.value.length;
 }"""
 
 REPORTED = {
@@ -274,8 +282,7 @@ def test_weight_is_typed_and_goes_into_the_prompt(page: Page, complaints: list[s
     page.mouse.dblclick(*page.evaluate(WIDGET, ["ImagePromptApply", "weight"]))
     field = page.locator(".graphdialog input")
     expect(field).to_be_focused()
-    page.wait_for_timeout(200)  # the page itself selects what is in there, a moment later
-    page.keyboard.press("ControlOrMeta+a")
+    page.wait_for_function(SELECTED)  # the page does that by itself, a moment later
     page.keyboard.type("0.35")
     expect(field).to_have_value("0.35")
     page.screenshot(path=ARTIFACTS / "typing_the_weight.png")

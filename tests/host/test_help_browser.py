@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import ConsoleMessage, Locator, Page, expect
 
-from scripts.browser import open_page, wait_until_ready
+from scripts.browser import SLOW, open_page, wait_until_ready
 from scripts.locales import LANGUAGES, read, texts_file
 from scripts.server import Server
 from scripts.setup import find_chromium
@@ -19,10 +19,9 @@ pytestmark = [
     pytest.mark.skipif(find_chromium() is None, reason="no Chromium found; set CHROMIUM_PATH"),
 ]
 
-NODE = "ImagePromptApply"
-SLOW = 30_000
-"""How long a busy machine may take to show something, in milliseconds."""
+expect.set_options(timeout=SLOW)
 
+NODE = "ImagePromptApply"
 NAMES = {"zh": "中文", "ko": "한국어", "ja": "日本語"}
 """What the front end calls the languages in its own menu."""
 
@@ -83,7 +82,7 @@ def open_help(page: Page) -> Locator:
     page.mouse.click(x, y)
     page.get_by_test_id("info-button").click()
     content = page.locator(".node-help-content")
-    expect(content.locator("h1")).to_be_visible(timeout=SLOW)
+    expect(content.locator("h1")).to_be_visible()
     return content
 
 
@@ -100,7 +99,7 @@ def choose_language(page: Page, name: str) -> None:
     page.reload()
     wait_until_ready(page)
     page.wait_for_function(RESTORED, arg=NODE)
-    expect(page.get_by_role("dialog")).to_have_count(0, timeout=SLOW)
+    expect(page.get_by_role("dialog")).to_have_count(0)
 
 
 def keep(page: Page, name: str) -> None:
@@ -111,11 +110,11 @@ def keep(page: Page, name: str) -> None:
 
 
 def check_help(content: Locator, title: str, cells: list[str]) -> None:
-    expect(content.locator("h1")).to_have_text(title, timeout=SLOW)
+    expect(content.locator("h1")).to_have_text(title)
     expect(content.locator("table").first.locator("tbody tr td:first-child")).to_have_text(cells)
     picture = content.locator("img")
     expect(picture).to_have_count(1)
-    expect(picture).to_have_js_property("complete", True, timeout=SLOW)
+    expect(picture).to_have_js_property("complete", True)
     assert picture.evaluate("image => image.naturalWidth") > 200
 
 
