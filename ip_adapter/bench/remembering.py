@@ -35,6 +35,7 @@ def jobs(world: World) -> Iterator[Job]:
     """Peaks, and the long queue."""
     yield Job("peak, SD 1.5", partial(_peaks, world))
     yield Job("queue, SD 1.5", partial(_queue, world))
+    yield Job("control of the queue, SD 1.5", partial(_queue, world, is_control=True))
 
 
 @torch.inference_mode(False)
@@ -89,16 +90,17 @@ def needed(base: Base, case: Case, scene: Scene) -> int:
     return total
 
 
-def _queue(world: World) -> list[Row]:
+def _queue(world: World, *, is_control: bool = False) -> list[Row]:
     settings = world.settings
     world.let_go()
     with queueing.inside(settings) as queue:
-        readings, stays = long_queue(queue, settings)
+        readings, stays = long_queue(queue, settings, is_control=is_control)
     slope = estimates.growth(readings)
     where = "VRAM" if settings.device == "cuda" else "resident memory"
+    what = "no image prompt (control)" if is_control else "two adapters, all changed at random"
     return [
         Row(
-            f"{len(readings)} prompts, two adapters, all changed at random",
+            f"{len(readings)} prompts, {what}",
             (
                 Figure(
                     f"growth of {where}",
@@ -106,8 +108,8 @@ def _queue(world: World) -> list[Row]:
                     slope.low / 1000,
                     slope.high / 1000,
                     "kB per prompt",
-                    goal=0.0,
-                    is_noise_met=True,
+                    goal=None if is_control else 0.0,
+                    is_noise_met=not is_control,
                 ),
                 Figure(f"{where}, last / first reading", float(readings[-1] / readings[0])),
                 Figure(
@@ -122,12 +124,15 @@ def _queue(world: World) -> list[Row]:
     ]
 
 
-def long_queue(queue: Any, settings: Settings) -> tuple[estimates.Array, int]:
+def long_queue(
+    queue: Any, settings: Settings, *, is_control: bool = False
+) -> tuple[estimates.Array, int]:
     """Run many prompts that differ at random.
 
     Args:
         queue: A `queueing.Queue`.
         settings: How many, and where memory is read.
+        is_control: Whether it is the host alone, without image prompts.
 
     Returns:
         Bytes after each prompt, and bytes of tensors that are left after /free.
@@ -141,7 +146,7 @@ def long_queue(queue: Any, settings: Settings) -> tuple[estimates.Array, int]:
     readings = []
     for seed in range(settings.prompts):
         prompt = queueing.graph(
-            [("global", 0), rng.choice(choices)],
+            [] if is_control else [("global", 0), rng.choice(choices)],
             seed=seed,
             reference=rng.randrange(10_000),
             weight=rng.random(),
