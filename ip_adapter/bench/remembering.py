@@ -97,7 +97,11 @@ def _queue(world: World, *, is_control: bool = False) -> list[Row]:
         readings, stays = long_queue(queue, settings, is_control=is_control)
     slope = estimates.growth(readings)
     where = "VRAM" if settings.device == "cuda" else "resident memory"
-    what = "no image prompt (control)" if is_control else "two adapters, all changed at random"
+    what = (
+        "no image prompt, the UNet not run (control)"
+        if is_control
+        else "two adapters, all changed at random"
+    )
     return [
         Row(
             f"{len(readings)} prompts, {what}",
@@ -132,7 +136,7 @@ def long_queue(
     Args:
         queue: A `queueing.Queue`.
         settings: How many, and where memory is read.
-        is_control: Whether it is the host alone, without image prompts.
+        is_control: Whether it is the host's own work alone: no image prompts, the UNet not run.
 
     Returns:
         Bytes after each prompt, and bytes of tensors that are left after /free.
@@ -150,6 +154,7 @@ def long_queue(
             seed=seed,
             reference=rng.randrange(10_000),
             weight=rng.random(),
+            model="IdleModel" if is_control else "Model",
         )
         run(prompt)
         if seed % COLLECT == 0:
