@@ -48,9 +48,13 @@ INPUTS = """async kind => {
 
 RESTORED = "kind => window.app.graph.findNodesByType(kind).length === 1"
 
+# A click finds a node only once it was drawn, and the canvas only if nothing fades above it.
 TITLE = """kind => {
     const [node] = window.app.graph.findNodesByType(kind);
-    return window.app.canvas.convertOffsetToCanvas([node.pos[0] + 60, node.pos[1] - 15]);
+    const canvas = window.app.canvas;
+    canvas.draw(true, true);
+    const place = canvas.convertOffsetToCanvas([node.pos[0] + 60, node.pos[1] - 15]);
+    return document.elementFromPoint(...place) === canvas.canvas && place;
 }"""
 
 
@@ -78,8 +82,7 @@ def complaints(page: Page) -> Iterator[list[str]]:
 
 def open_help(page: Page) -> Locator:
     """Select the node as a user does, and open its help by the button above it."""
-    x, y = page.evaluate(TITLE, NODE)
-    page.mouse.click(x, y)
+    page.mouse.click(*page.wait_for_function(TITLE, arg=NODE).json_value())
     page.get_by_test_id("info-button").click()
     content = page.locator(".node-help-content")
     expect(content.locator("h1")).to_be_visible()
