@@ -84,12 +84,14 @@ REMARKS: Mapping[str, str] = {
     "steps": (
         "Steps of one model differ by up to a tenth on this machine, which does other work as "
         "well, so their ratio says little about a hundredth, and intervals of four rounds are "
-        "too sure. Within a step the image prompts take 0.3 to 0.7 % with one adapter, about 1 "
-        "% with three, 1.5 % with six: the attention of each layer to the image tokens, and one "
-        "sum. Nothing else is left in a step: no product of keys and values, no reading of the "
-        "schedule unless it changes, as the counts show. A weight that changes at every step "
-        "costs the folding of it into the values. Smaller pictures than the published ones are "
-        "no favour: the base model's self-attention shrinks faster than this."
+        "too sure. Within a step the image prompts take 0.3 to 0.7 % with one adapter, 1.5 % "
+        "with the 257 tokens of a full one, whose arithmetic alone is 1.5 % of the step's and "
+        "misses the goal; about 1 % with three, 1.5 % with six: the attention of each layer to "
+        "the image tokens, and one sum. Nothing else is left in a step: no product of keys and "
+        "values, no reading of the schedule unless it changes, as the counts show. A weight "
+        "that changes at every step costs the folding of it into the values. Smaller pictures "
+        "than the published ones are no favour: the base model's self-attention shrinks faster "
+        "than this."
     ),
     "diffusers": (
         "diffusers projects the features, and makes keys and values of the tokens, in every "
