@@ -255,9 +255,9 @@ def held_by(spec: AdapterSpec) -> tuple[str, bool] | None:
     return None
 
 
-def tower(encoder: Encoder) -> str | None:
+def tower(encoder: Encoder | None) -> str | None:
     """The name of the download that holds a tower, if one does."""
-    found = _TOWERS.get(encoder)
+    found = _TOWERS.get(encoder) if encoder else None
     return found.name if found else None
 
 

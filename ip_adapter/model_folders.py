@@ -142,7 +142,7 @@ def _adapter(path: Path) -> _Held | None:
 
 def _encoder(path: Path) -> _Held | None:
     held = recognise(checkpoint.shapes(checkpoint.read_shapes(path)))
-    name = tower(held) if held is not None else None
+    name = tower(held)
     return None if name is None else (name, True)
 
 

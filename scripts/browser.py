@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 from scripts.server import Server
 from scripts.setup import find_chromium
@@ -57,6 +57,8 @@ class BrowserError(RuntimeError):
 def open_page(server: Server, viewport: tuple[int, int] = VIEWPORT) -> Iterator[Page]:
     """Open the front end of a running host and wait until it takes workflows.
 
+    Whatever is expected of the page from then on may take as long as `SLOW`.
+
     Args:
         server: The host.
         viewport: Width and height of the page in pixels.
@@ -67,6 +69,7 @@ def open_page(server: Server, viewport: tuple[int, int] = VIEWPORT) -> Iterator[
     chromium = find_chromium()
     if chromium is None:
         raise BrowserError("No Chromium found; install one, or set CHROMIUM_PATH.")
+    expect.set_options(timeout=SLOW)
     server.post("/settings", SETTINGS)
     width, height = viewport
     with sync_playwright() as driver:

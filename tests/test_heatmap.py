@@ -116,7 +116,8 @@ def test_nothing_at_all_is_drawn_as_nothing() -> None:
 
 
 def test_a_reference_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ImageError, match="is 3, but in these maps there are 2 references"):
+    words = "reference is 3, but in these maps there are 2 references"
+    with pytest.raises(ImageError, match=words):
         heatmap.draw(uniform(1.0, 1.0), "by reference", reference=3)
     with pytest.raises(ImageError, match="Set it to 1 to 2, or to 0 for all"):
         heatmap.as_masks(uniform(1.0, 1.0), (8, 8), reference=3)

@@ -112,9 +112,9 @@ def test_a_run_writes_weights_that_the_loader_reads_and_says_what_it_saw(
 def test_interrupted_and_resumed_equals_never_interrupted(
     train: Any, command: list[str], tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
+    handler = signal.getsignal(signal.SIGINT)
     assert train.main(command) == 0
     whole = load_file(tmp_path / "run" / f"ip-adapter-{STEPS:08}.safetensors")
-    handler = signal.getsignal(signal.SIGINT)
     observer = train.Observer
     pressed: list[int] = []
 

@@ -132,8 +132,8 @@ REMARKS: Mapping[str, str] = {
         "Added arithmetic grows as what is asked for, no faster, and a step hardly notices: its "
         "exponents are near 0, or those of the base model's own step. Added memory of several "
         "adapters or frames has an exponent over 1 because a single one needs no copy: several "
-        "lie side by side, frames by row. At other resolutions image prompts need no memory "
-        "that grows: the base model's own peak hides theirs."
+        "lie side by side, frames by row. At every resolution they need the same memory: keys "
+        "and values do not depend on the size of the picture."
     ),
 }
 """By group: where the remaining time goes, and what was tried."""

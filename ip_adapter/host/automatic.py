@@ -364,7 +364,7 @@ def _no_encoder(adapter: InstalledAdapter) -> MissingFileError:
             f"In {_where(folders.ENCODERS)}", present | installed.no_encoders(), empty="no files"
         ),
         _download_encoder(adapter.spec.encoder),
-        _or_fetch(downloads.tower(adapter.spec.encoder) if adapter.spec.encoder else None),
+        _or_fetch(downloads.tower(adapter.spec.encoder)),
     )
 
 

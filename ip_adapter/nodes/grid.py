@@ -70,10 +70,7 @@ class PromptGrid(io.ComfyNode):
                     "commas between them, such as 'linear, style transfer, composition'. linear "
                     "is all layers alike.",
                 ),
-                *window_inputs(
-                    "the image begins to count.",
-                    "the image stops counting.",
-                ),
+                *window_inputs("the image begins to count.", "the image stops counting."),
                 io.Mask.Input(
                     "mask",
                     optional=True,

@@ -60,10 +60,7 @@ class InfluenceNode(io.ComfyNode):
                     tooltip="What the weight multiplies. V only: the result, as in the paper. The "
                     "K+V kinds also sharpen or flatten what the image is looked at for.",
                 ),
-                *window_inputs(
-                    "it begins to act.",
-                    "it stops.",
-                ),
+                *window_inputs("it begins to act.", "it stops."),
                 io.Float.Input(
                     "composition",
                     default=1.0,

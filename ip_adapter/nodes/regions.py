@@ -257,10 +257,7 @@ class ApplyRegions(io.ComfyNode):
                     step=0.05,
                     tooltip="How strongly the images count; multiplies with each region's own.",
                 ),
-                *window_inputs(
-                    "they begin to count.",
-                    "they stop counting.",
-                ),
+                *window_inputs("they begin to count.", "they stop counting."),
                 io.Mask.Input(
                     "mask",
                     optional=True,

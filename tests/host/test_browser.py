@@ -16,7 +16,6 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from scripts.browser import (
-    SLOW,
     export_prompt,
     load_workflow,
     open_page,
@@ -37,8 +36,6 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(find_chromium() is None, reason="no Chromium found; set CHROMIUM_PATH"),
 ]
-
-expect.set_options(timeout=SLOW)
 
 ARTIFACTS = ROOT / "test-artifacts" / "templates"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import ConsoleMessage, Locator, Page, expect
 
-from scripts.browser import SLOW, open_page, wait_until_ready
+from scripts.browser import open_page, wait_until_ready
 from scripts.locales import LANGUAGES, read, texts_file
 from scripts.server import Server
 from scripts.setup import find_chromium
@@ -18,8 +18,6 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(find_chromium() is None, reason="no Chromium found; set CHROMIUM_PATH"),
 ]
-
-expect.set_options(timeout=SLOW)
 
 NODE = "ImagePromptApply"
 NAMES = {"zh": "中文", "ko": "한국어", "ja": "日本語"}

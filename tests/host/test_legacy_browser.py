@@ -11,7 +11,6 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from scripts.browser import (
-    SLOW,
     export_prompt,
     load_workflow,
     open_page,
@@ -28,8 +27,6 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(find_chromium() is None, reason="no Chromium found; set CHROMIUM_PATH"),
 ]
-
-expect.set_options(timeout=SLOW)
 
 SHOWN_WIDGETS = """() => Object.fromEntries(window.app.graph.nodes.map(node =>
     [node.id, (node.widgets ?? []).filter(widget => !widget.name.startsWith("$$"))
